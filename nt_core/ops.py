@@ -1,0 +1,438 @@
+"""Ops: the closed, small set of things a network is written in.
+
+An op knows its output shape, its weights and its multiply-adds; :mod:`nt_core.reference` holds what it
+computes. Layouts are canonical: images are (channels, height, width), sequences (length, features),
+convolution weights (out, in, kernel height, kernel width), linear weights (out, in). Shapes never carry the
+batch axis. Paddings are explicit pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from nt_core.errors import GraphError
+from nt_core.values import Count, Fraction, Shape, Value
+
+Pair = tuple[Count, Count]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""((top, bottom), (left, right)), in pixels."""
+
+Init = Literal["he_normal", "lecun_uniform", "normal_002"]
+Role = Literal["kernel", "bias", "scale", "table", "running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """One array an op owns.
+
+    Attributes:
+        name: its name within the op, ``"weight"`` or ``"bias"`` say.
+        shape: its shape; axis 0 is the output axis and the rest is the fan-in.
+        role: ``kernel`` (multiplies activations, may be sparse), ``bias``, ``scale``, ``table``
+            (an embedding) or ``running`` (a statistic that is kept, not trained).
+        init: ``("constant", value)``, ``("normal", standard deviation)`` or ``("uniform", bound)``.
+    """
+
+    name: str
+    shape: Shape
+    role: Role
+    init: tuple[Literal["constant", "normal", "uniform"], float]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsifiable(self) -> bool:
+        """Whether a mask may lie on it."""
+        return self.role == "kernel"
+
+    @property
+    def trainable(self) -> bool:
+        """Whether an optimiser moves it."""
+        return self.role != "running"
+
+
+def kernel(shape: Shape, init: Init) -> Weight:
+    """Declare the weight that multiplies an op's input.
+
+    Args:
+        shape: (out, in, …).
+        init: ``he_normal``: N(0, 2 / fan-in), He et al. 2015; ``lecun_uniform``: U(±1/√fan-in), what
+            PyTorch gives a linear layer; ``normal_002``: N(0, 0.02²), as language models have it.
+
+    Example:
+        >>> kernel((8, 2), "he_normal").init
+        ('normal', 1.0)
+    """
+    fan_in = math.prod(shape[1:])
+    match init:
+        case "he_normal":
+            return Weight(name="weight", shape=shape, role="kernel", init=("normal", math.sqrt(2 / fan_in)))
+        case "lecun_uniform":
+            return Weight(name="weight", shape=shape, role="kernel", init=("uniform", 1 / math.sqrt(fan_in)))
+        case "normal_002":
+            return Weight(name="weight", shape=shape, role="kernel", init=("normal", 0.02))
+
+
+def vector(name: str, size: int, role: Role, value: float) -> Weight:
+    """Declare a weight of one axis that starts at one value."""
+    return Weight(name=name, shape=(size,), role=role, init=("constant", value))
+
+
+class Op(Value, ABC):
+    """What all ops share: ``arity`` inputs (None: two or more), an output shape, weights, multiply-adds."""
+
+    kind: str
+    arity: ClassVar[int | None] = 1
+
+    @abstractmethod
+    def output_shape(self, *inputs: Shape) -> Shape:
+        """Return the shape that comes out of these shapes.
+
+        Raises:
+            GraphError: an input does not fit; the message says what was expected and found.
+        """
+
+    def weights(self) -> tuple[Weight, ...]:
+        """Return the arrays this op owns."""
+        return ()
+
+    def positions(self, *inputs: Shape) -> int:
+        """Return how often each kernel element is used for one example: the output's positions."""
+        return 0
+
+    def product_multiply_adds(self, *inputs: Shape) -> int:
+        """Return the multiply-adds among activations, which no mask can save (attention's own)."""
+        return 0
+
+
+class Conv2d(Op):
+    """2-D convolution. (in, H, W) → (out, H', W'), weight (out, in / groups, kh, kw)."""
+
+    kind: Literal["conv2d"] = "conv2d"
+    in_channels: Count
+    out_channels: Count
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    groups: Count = 1
+    bias: bool = False
+    init: Init = "he_normal"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        expect_image(shape, self.in_channels)
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise GraphError(
+                f"expected channels divisible by groups={self.groups}, "
+                f"found in_channels={self.in_channels}, out_channels={self.out_channels}"
+            )
+        return (self.out_channels, *windows(shape, self.kernel, self.stride, self.padding))
+
+    def weights(self) -> tuple[Weight, ...]:
+        weight = kernel((self.out_channels, self.in_channels // self.groups, *self.kernel), self.init)
+        return (weight, vector("bias", self.out_channels, "bias", 0.0)) if self.bias else (weight,)
+
+    def positions(self, *inputs: Shape) -> int:
+        return math.prod(self.output_shape(*inputs)[1:])
+
+
+class Linear(Op):
+    """Affine map of the last axis. (…, in) → (…, out), weight (out, in)."""
+
+    kind: Literal["linear"] = "linear"
+    in_features: Count
+    out_features: Count
+    bias: bool = True
+    init: Init = "lecun_uniform"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        expect_features(shape, self.in_features)
+        return (*shape[:-1], self.out_features)
+
+    def weights(self) -> tuple[Weight, ...]:
+        weight = kernel((self.out_features, self.in_features), self.init)
+        return (weight, vector("bias", self.out_features, "bias", 0.0)) if self.bias else (weight,)
+
+    def positions(self, *inputs: Shape) -> int:
+        return math.prod(inputs[0][:-1])
+
+
+class Embedding(Op):
+    """A row of a table for each token. (length,) of token numbers → (length, features)."""
+
+    kind: Literal["embedding"] = "embedding"
+    vocabulary: Count
+    features: Count
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        if len(shape) != 1:
+            raise GraphError(f"expected token numbers of shape (length,), found shape {shape}")
+        return (*shape, self.features)
+
+    def weights(self) -> tuple[Weight, ...]:
+        shape = (self.vocabulary, self.features)
+        return (Weight(name="weight", shape=shape, role="table", init=("normal", 0.02)),)
+
+
+class BatchNorm(Op):
+    """Normalise each channel over batch and positions (Ioffe & Szegedy 2015). (C, …) → (C, …).
+
+    ``momentum`` is the weight of the new batch: running = (1 − momentum)·running + momentum·batch, with the
+    unbiased variance of the batch, as PyTorch has it.
+    """
+
+    kind: Literal["batch_norm"] = "batch_norm"
+    channels: Count
+    momentum: Fraction = 0.1
+    eps: Annotated[float, Field(gt=0)] = 1e-5
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        if len(shape) not in (1, 3) or shape[0] != self.channels:
+            raise GraphError(f"expected {self.channels} channels on the first axis, found shape {shape}")
+        return shape
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (
+            vector("weight", self.channels, "scale", 1.0),
+            vector("bias", self.channels, "bias", 0.0),
+            vector("running_mean", self.channels, "running", 0.0),
+            vector("running_var", self.channels, "running", 1.0),
+        )
+
+
+class LayerNorm(Op):
+    """Normalise the last axis (Ba et al. 2016). (…, D) → (…, D)."""
+
+    kind: Literal["layer_norm"] = "layer_norm"
+    features: Count
+    eps: Annotated[float, Field(gt=0)] = 1e-5
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        expect_features(inputs[0], self.features)
+        return inputs[0]
+
+    def weights(self) -> tuple[Weight, ...]:
+        return vector("weight", self.features, "scale", 1.0), vector("bias", self.features, "bias", 0.0)
+
+
+class RMSNorm(Op):
+    """Divide the last axis by its root mean square (Zhang & Sennrich 2019). (…, D) → (…, D)."""
+
+    kind: Literal["rms_norm"] = "rms_norm"
+    features: Count
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        expect_features(inputs[0], self.features)
+        return inputs[0]
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (vector("weight", self.features, "scale", 1.0),)
+
+
+class Activation(Op):
+    """An elementwise function; ``gelu`` is the exact one, with erf."""
+
+    kind: Literal["activation"] = "activation"
+    function: Literal["relu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return inputs[0]
+
+
+class MaxPool2d(Op):
+    """Largest value of each window; padding counts as −∞. (C, H, W) → (C, H', W')."""
+
+    kind: Literal["max_pool2d"] = "max_pool2d"
+    kernel: Pair
+    stride: Pair
+    padding: Padding = ((0, 0), (0, 0))
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        expect_image(shape)
+        if any(p >= k for pads, k in zip(self.padding, self.kernel, strict=True) for p in pads):
+            raise GraphError(
+                f"expected padding below the kernel, found padding {self.padding} at {self.kernel}"
+            )
+        return (shape[0], *windows(shape, self.kernel, self.stride, self.padding))
+
+
+class AvgPool2d(Op):
+    """Mean of each window. (C, H, W) → (C, H', W')."""
+
+    kind: Literal["avg_pool2d"] = "avg_pool2d"
+    kernel: Pair
+    stride: Pair
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        expect_image(shape)
+        return (shape[0], *windows(shape, self.kernel, self.stride, ((0, 0), (0, 0))))
+
+
+class GlobalAvgPool(Op):
+    """Mean over all positions. (C, H, W) → (C,)."""
+
+    kind: Literal["global_avg_pool"] = "global_avg_pool"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        expect_image(inputs[0])
+        return inputs[0][:1]
+
+
+class Flatten(Op):
+    """All axes in one, in C order. (C, H, W) → (C·H·W,)."""
+
+    kind: Literal["flatten"] = "flatten"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return (math.prod(inputs[0]),)
+
+
+class Dropout(Op):
+    """Zero a share ``rate`` of the values in training and scale the rest by 1 / (1 − rate)."""
+
+    kind: Literal["dropout"] = "dropout"
+    rate: Annotated[float, Field(ge=0, lt=1)]
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return inputs[0]
+
+
+class Add(Op):
+    """Sum of two or more tensors of one shape."""
+
+    kind: Literal["add"] = "add"
+    arity: ClassVar[int | None] = None
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return expect_same(inputs)
+
+
+class Multiply(Op):
+    """Elementwise product of two or more tensors of one shape."""
+
+    kind: Literal["multiply"] = "multiply"
+    arity: ClassVar[int | None] = None
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return expect_same(inputs)
+
+
+class Concat(Op):
+    """Join two or more tensors along ``axis`` of the example's shape (0: channels of an image)."""
+
+    kind: Literal["concat"] = "concat"
+    arity: ClassVar[int | None] = None
+    axis: Annotated[int, Field(ge=0)] = 0
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        if any(self.axis >= len(shape) for shape in inputs):
+            raise GraphError(f"expected shapes with an axis {self.axis}, found {list(inputs)}")
+        expect_same([(*shape[: self.axis], *shape[self.axis + 1 :]) for shape in inputs])
+        joined = sum(shape[self.axis] for shape in inputs)
+        return (*inputs[0][: self.axis], joined, *inputs[0][self.axis + 1 :])
+
+
+class Attention(Op):
+    """Scaled dot-product attention (Vaswani et al. 2017, §3.2) of projected queries, keys and values.
+
+    Inputs: queries (T, heads·d), keys and values (T, kv_heads·d); output (T, heads·d). Fewer ``kv_heads``
+    than ``heads`` share each key/value head among heads/kv_heads query heads (Ainslie et al. 2023).
+    ``rotary_base`` turns queries and keys by rotary positions (Su et al. 2021) in the half-split layout:
+    component i is paired with i + d/2.
+    """
+
+    kind: Literal["attention"] = "attention"
+    arity: ClassVar[int | None] = 3
+    heads: Count
+    kv_heads: Count
+    causal: bool = False
+    rotary_base: Annotated[float, Field(gt=0)] | None = None
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        queries, keys, values = inputs
+        if any(len(shape) != 2 for shape in inputs):
+            raise GraphError(f"expected three shapes (length, features), found {list(inputs)}")
+        if self.heads % self.kv_heads or queries[1] % self.heads:
+            raise GraphError(
+                f"expected heads={self.heads} to divide the {queries[1]} query features "
+                f"and kv_heads={self.kv_heads} to divide heads"
+            )
+        size = queries[1] // self.heads
+        expected = (queries[0], self.kv_heads * size)
+        if keys != expected or values != expected:
+            raise GraphError(f"expected keys and values of shape {expected}, found {keys} and {values}")
+        if self.rotary_base is not None and size % 2:
+            raise GraphError(f"expected an even head size for rotary positions, found {size}")
+        return queries
+
+    def product_multiply_adds(self, *inputs: Shape) -> int:
+        length, features = inputs[0]
+        return 2 * length * length * features
+
+
+AnyOp = Annotated[
+    Conv2d
+    | Linear
+    | Embedding
+    | BatchNorm
+    | LayerNorm
+    | RMSNorm
+    | Activation
+    | MaxPool2d
+    | AvgPool2d
+    | GlobalAvgPool
+    | Flatten
+    | Dropout
+    | Add
+    | Multiply
+    | Concat
+    | Attention,
+    Field(discriminator="kind"),
+]
+OPS: tuple[type[Op], ...] = get_args(get_args(AnyOp)[0])
+"""Every op there is; each backend's table of lowerings has exactly these keys."""
+
+
+def expect_image(shape: Shape, channels: int | None = None) -> None:
+    """Raise unless a shape is (channels, height, width)."""
+    if len(shape) != 3 or (channels is not None and shape[0] != channels):
+        wanted = "channels" if channels is None else channels
+        raise GraphError(f"expected an image ({wanted}, height, width), found shape {shape}")
+
+
+def expect_features(shape: Shape, features: int) -> None:
+    """Raise unless the last axis of a shape has so many features."""
+    if not shape or shape[-1] != features:
+        raise GraphError(f"expected {features} features on the last axis, found shape {shape}")
+
+
+def expect_same(shapes: tuple[Shape, ...] | list[Shape]) -> Shape:
+    """Raise unless all shapes are equal; return that shape."""
+    if len(set(shapes)) != 1:
+        raise GraphError(f"expected equal shapes, found {' and '.join(map(str, shapes))}")
+    return shapes[0]
+
+
+def windows(shape: Shape, kernel: Pair, stride: Pair, padding: Padding) -> tuple[int, int]:
+    """Return how many windows fit along height and width."""
+    sizes = [
+        (size + sum(pads) - k) // s + 1
+        for size, k, s, pads in zip(shape[1:], kernel, stride, padding, strict=True)
+    ]
+    if min(sizes) < 1:
+        raise GraphError(f"expected room for a {kernel} window, found image {shape} with padding {padding}")
+    return sizes[0], sizes[1]
