@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec
 
+from pydantic import ValidationError, validate_call
+
 from nt_core import ops
-from nt_core.errors import GraphError, SpecError
+from nt_core.errors import GraphError, SpecError, nearest
 from nt_core.graph import INPUT, Block, BlockGraph, BlockKind, Features, Image, Node, Tokens, infer_shape
-from nt_core.values import Shape
+from nt_core.values import Shape, explain
 
 P = ParamSpec("P")
 
@@ -245,18 +248,30 @@ class GraphBuilder:
 def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
     """Decorate a function that makes a block graph so that the graph remembers its name and arguments.
 
-    Only keyword arguments are recorded: make them keyword-only.
+    Arguments are checked against the annotations; only keywords are recorded, so make them keyword-only.
+
+    Raises:
+        SpecError: from the decorated function, for an unknown argument (with the nearest name) or a wrong one.
 
     Example:
         >>> import nt_models
         >>> nt_models.mlp(inputs=4, hidden=(3,), classes=2).origin
         {'name': 'mlp', 'inputs': 4, 'hidden': [3], 'classes': 2}
     """
+    known = list(inspect.signature(make).parameters)
+    checked = validate_call(make)
 
     @wraps(make)
     def build(*args: P.args, **kwargs: P.kwargs) -> BlockGraph:
+        for key in kwargs:
+            if key not in known:
+                raise SpecError(f"graph.{key}: unknown argument of {make.__name__}{nearest(key, known)}")
+        try:
+            graph = checked(*args, **kwargs)
+        except ValidationError as error:
+            raise explain(error, "graph") from None
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in kwargs.items()}
-        return make(*args, **kwargs).with_origin({"name": make.__name__, **plain})
+        return graph.with_origin({"name": make.__name__, **plain})
 
     return build
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class NeuroTrailsError(ValueError):
@@ -29,7 +29,15 @@ class TopologyError(NeuroTrailsError):
 
 
 class SpecError(NeuroTrailsError):
-    """A spec that does not validate: unknown key, wrong value, newer version."""
+    """A spec that does not validate: unknown key, wrong value, newer version.
+
+    Attributes:
+        mistakes: (path of the field, what is wrong with it), where the error is about fields.
+    """
+
+    def __init__(self, message: str, mistakes: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes)
 
 
 class CheckpointError(NeuroTrailsError):

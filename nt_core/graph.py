@@ -201,7 +201,7 @@ class BlockGraph:
         try:
             return GRAPH_FILE.validate_python(data, strict=False)
         except ValidationError as error:
-            raise GraphError(explain(error, "graph")) from None
+            raise GraphError(str(explain(error, "graph"))) from None
 
 
 GRAPH_FILE: TypeAdapter[BlockGraph] = TypeAdapter(BlockGraph)

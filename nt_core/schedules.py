@@ -51,7 +51,7 @@ def cosine(start: float, step: int, end_step: int) -> float:
 
 
 def linear(start: float, step: int, end_step: int) -> float:
-    """Anneal as start·(1 − t/T); Evci et al. 2020 (RigL), appendix G (inverse power, power 1).
+    """Anneal as start·(1 − t/T); Evci et al. 2020 (RigL), appendix, inverse power of 1.
 
     Args:
         start: drop fraction at step 0, in [0, 1].

@@ -33,7 +33,7 @@ def top_k(
 ) -> NDArray[np.int64]:
     """Find the positions of the k largest scores among the eligible positions.
 
-    Beyond the answer it holds at most ``k + max(k / 4, chunk)`` candidates, 12 bytes each for float32 scores.
+    Beyond the answer it holds at most ``k + max(k / 4, chunk)`` candidates, 8 bytes each for float32 scores.
     With k = 0 the scores are not read.
 
     Args:
@@ -110,7 +110,8 @@ def _scan(
     pivot: Any,
 ) -> NDArray[np.int64]:
     """Return the positions of the best k that reach ``pivot``; all that do, if those are fewer than k."""
-    positions, values, fill = np.empty(capacity, np.int64), np.empty(0), 0
+    small = among.size <= np.iinfo(np.int32).max
+    positions, values, fill = np.empty(capacity, np.int32 if small else np.int64), np.empty(0), 0
     flags = np.empty(min(chunk, among.size), np.bool_)
     fails: np.ufunc = np.less
     for start in range(0, among.size, chunk):
@@ -125,10 +126,12 @@ def _scan(
             keep, pivot = _best(values[:fill], k)
             positions[:k], values[:k], fill = positions[:fill][keep], values[:fill][keep], k
             fails = np.less_equal  # k lower positions reach the pivot: a later tie loses
-        np.add(hits, start, out=positions[fill : fill + hits.size])
+        positions[fill : fill + hits.size] = hits + start
         values[fill : fill + hits.size] = score
         fill += hits.size
-    return positions[:fill][_best(values[:fill], k)[0]] if fill > k else positions[:fill].copy()
+    kept = _best(values[:fill], k)[0] if fill > k else slice(fill)
+    del values
+    return positions[:fill][kept].astype(np.int64)
 
 
 def _passing(failed: NDArray[np.bool_], among: NDArray[np.bool_], inverse: bool) -> NDArray[np.intp]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import re
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +14,11 @@ Shape = tuple[int, ...]
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def by_kind(value: Any) -> Any:
+    """Let a name stand for the value of that kind with its defaults: ``"erk"`` for ``{"kind": "erk"}``."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class Value(BaseModel):
@@ -33,62 +39,80 @@ class Value(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    error_path: ClassVar[str | None] = None
+    """What stands before a field's name in errors; None: the class's name."""
+
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise SpecError(explain(error, type(self).__name__.lower(), type(self))) from None
+            where = type(self).__name__.lower() if self.error_path is None else self.error_path
+            raise explain(error, where, type(self)) from None
 
     def replace(self, **changes: Any) -> Self:
         """Return a checked copy in which some fields differ."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
-def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
-    """Turn a validation error into lines that say where, what was found and what was expected.
+def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> NeuroTrailsError:
+    """Turn a validation error into one whose lines say where, what was found and what was expected.
 
     Args:
         error: what pydantic raised.
-        where: the path of the value that was being made, ``"topology"`` say.
+        where: the path of the value that was being made, ``"topology"`` say; "" at the top of a file.
         model: the class of that value, to suggest near names for an unknown key.
 
     Returns:
-        One line for each mistake.
+        A SpecError with one line for each mistake, or the one error a validator raised itself.
     """
-    lines = []
+    mistakes: list[tuple[str, str]] = []
     for mistake in error.errors(include_url=False):
-        steps = [str(step) for step in mistake["loc"]]
-        path = ".".join([where, *steps])
+        steps, known = _follow(model, mistake["loc"]) if model else (list(map(str, mistake["loc"])), [])
+        path = ".".join(steps)
         cause = mistake.get("ctx", {}).get("error")
-        if mistake["type"] == "extra_forbidden" and model is not None:
-            known = known_keys(model, mistake["loc"][:-1])
-            lines.append(f"{path}: unknown key{nearest(steps[-1], known) if known else ''}")
+        if isinstance(cause, SpecError) and cause.mistakes:
+            mistakes += [(f"{path}.{inner}", text) for inner, text in cause.mistakes]
         elif isinstance(cause, NeuroTrailsError):
-            lines.append(str(cause))
-        elif mistake["type"] == "missing":
-            lines.append(f"{path}: missing; it must be given")
+            return cause
         else:
-            found = "" if isinstance(mistake["input"], dict) else f"; found {mistake['input']!r}"
-            lines.append(f"{path}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}{found}")
-    return "\n".join(dict.fromkeys(lines))
+            mistakes.append(_describe(mistake, path, known))
+    lines = [f"{'.'.join(filter(None, [where, path]))}: {text}" for path, text in dict.fromkeys(mistakes)]
+    return SpecError("\n".join(lines), mistakes)
 
 
-def known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """List the fields of the value at a path below a model; empty where the path cannot be followed.
+def _describe(mistake: Any, path: str, known: list[str]) -> tuple[str, str]:
+    found = "" if isinstance(mistake["input"], dict | BaseModel) else f"; found {mistake['input']!r}"
+    match mistake["type"]:
+        case "extra_forbidden":
+            return path, f"unknown key{nearest(path.rpartition('.')[2], known) if known else ''}"
+        case "missing":
+            return path, "missing; it must be given"
+        case "union_tag_invalid":
+            tag, kinds = mistake["ctx"]["tag"], re.findall(r"'(.*?)'", mistake["ctx"]["expected_tags"])
+            return f"{path}.kind", f"no kind {tag!r}{nearest(tag, kinds)}"
+        case "union_tag_not_found" | "model_attributes_type" | "model_type" | "dict_type":
+            return path, f"expected keys and values{found}"
+    return path, f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}{found}"
 
-    A step that is no field is the tag of a union's member: pydantic puts it into the path.
+
+def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Follow a mistake's location through a model.
+
+    Returns:
+        The steps a person would write (pydantic adds the tags of unions), and the fields known at the last.
     """
-    if not path:
-        return list(model.model_fields)
-    field = model.model_fields.get(str(path[0]))
-    if field is None:
-        return []
-    members = _models_in(field.annotation)
-    rest = path[1:]
-    if len(members) > 1 and rest:
-        members = [m for m in members if _tag(m) == rest[0]]
-        rest = rest[1:]
-    return known_keys(members[0], rest) if members else []
+    steps: list[str] = []
+    candidates: list[type[BaseModel]] = [model]
+    for step in location:
+        tagged = [m for m in candidates if _tag(m) == step]
+        if len(candidates) > 1 and tagged:
+            candidates = tagged
+            continue
+        steps.append(str(step))
+        known = [name for m in candidates for name in m.model_fields]
+        fields = [m.model_fields[str(step)] for m in candidates if str(step) in m.model_fields]
+        candidates = [inner for field in fields for inner in _models_in(field.annotation)]
+    return steps, list(dict.fromkeys(known))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,0 +1,113 @@
+"""Presets: papers as names for a combination of the four choices, spelled out in full when printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from nt_core.allocation import ER, ERK
+from nt_core.graph import BlockGraph
+from nt_core.policies import AtRandom, Gradient, Magnitude, SignedMagnitude, SoftMagnitude
+from nt_core.spec import EnsembleSpec
+from nt_core.structure import Independent, MultiHead, Single
+from nt_core.topology import DropFraction, Dynamic, GradualPruning, Semantics, Static
+
+
+def single(graph: BlockGraph) -> EnsembleSpec:
+    """One dense network."""
+    return EnsembleSpec(graph=graph, structure=Single())
+
+
+def full_ensemble(graph: BlockGraph, *, members: int = 3) -> EnsembleSpec:
+    """M dense networks trained independently (Lakshminarayanan et al. 2017)."""
+    return EnsembleSpec(graph=graph, structure=Independent(count=members))
+
+
+def treenet(graph: BlockGraph, *, split: int | None = None, heads: int = 3) -> EnsembleSpec:
+    """A dense shared backbone and M dense heads, cross-entropy of each head (Lee et al. 2015)."""
+    return EnsembleSpec(graph=graph, structure=_multi_head(graph, split, heads))
+
+
+def static(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
+    """One network with random ERK masks that never change."""
+    return EnsembleSpec(graph=graph, topology=Static(sparsity=sparsity))
+
+
+def set_(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
+    """SET: prune 30 % by sign and magnitude, grow at random, Erdős–Rényi (Mocanu et al. 2018)."""
+    topology = Dynamic(
+        sparsity=sparsity,
+        allocation=ER(),
+        prune=SignedMagnitude(),
+        grow=AtRandom(),
+        drop_fraction=DropFraction(start=0.3, schedule="constant"),
+    )
+    return EnsembleSpec(graph=graph, topology=topology)
+
+
+def rigl(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
+    """RigL as widely run: magnitude prune, gradient growth after the optimiser's step (Evci et al. 2020)."""
+    topology = Dynamic(sparsity=sparsity, drop_fraction=DropFraction(start=0.3, until=0.75))
+    return EnsembleSpec(graph=graph, topology=topology)
+
+
+def rigl_paper(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
+    """RigL as its original code does it: an update replaces the optimiser's step, the pruned may return."""
+    topology = Dynamic(
+        sparsity=sparsity,
+        drop_fraction=DropFraction(start=0.3, until=0.75),
+        semantics=Semantics(optimizer_step="replaced", regrow="return"),
+    )
+    return EnsembleSpec(graph=graph, topology=topology)
+
+
+def neurotrails(
+    graph: BlockGraph, *, split: int | None = None, heads: int = 3, sparsity: float = 0.8
+) -> EnsembleSpec:
+    """NeuroTrails for vision: ERK over everything, ΔT = 100, p = 0.5 cosine (arXiv 2505.17909, §3–4)."""
+    topology = Dynamic(sparsity=sparsity, allocation=ERK(), prune=Magnitude(), grow=Gradient())
+    return EnsembleSpec(graph=graph, structure=_multi_head(graph, split, heads), topology=topology)
+
+
+def neurotrails_lm(
+    graph: BlockGraph, *, split: int | None = None, heads: int = 3, sparsity: float = 0.1
+) -> EnsembleSpec:
+    """NeuroTrails for language: ER, attention projections dense, soft magnitude (arXiv 2505.17909, §4.3)."""
+    topology = Dynamic(
+        sparsity=sparsity,
+        allocation=ER(dense=("@attention",)),
+        prune=SoftMagnitude(temperature=3.0),
+        grow=Gradient(),
+        interval=50,
+    )
+    return EnsembleSpec(graph=graph, structure=_multi_head(graph, split, heads), topology=topology)
+
+
+def gradual_pruning(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
+    """One network pruned from dense while it trains, globally by magnitude (Zhu & Gupta 2017)."""
+    return EnsembleSpec(graph=graph, topology=GradualPruning(sparsity=sparsity))
+
+
+def _multi_head(graph: BlockGraph, split: int | None, heads: int) -> MultiHead:
+    """Put a third of the counted blocks into the backbone unless told otherwise, as the paper does."""
+    return MultiHead(split=round(len(graph.counted) / 3) if split is None else split, heads=heads)
+
+
+PRESETS: Mapping[str, Callable[..., EnsembleSpec]] = MappingProxyType(
+    {
+        make.__name__.rstrip("_"): make
+        for make in (
+            single,
+            full_ensemble,
+            treenet,
+            static,
+            set_,
+            rigl,
+            rigl_paper,
+            neurotrails,
+            neurotrails_lm,
+            gradual_pruning,
+        )
+    }
+)
+"""Name → function that makes the spec for a graph."""

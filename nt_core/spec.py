@@ -1,0 +1,133 @@
+"""What is declared: a block graph and four choices (structure, topology, plan, aggregation)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from nt_core.errors import SpecError
+from nt_core.graph import BlockGraph
+from nt_core.structure import AnyStructure, Layout, Reduction, Single
+from nt_core.topology import AnyTopology, Dense, final_counts
+from nt_core.values import Count, Value
+
+Aggregation = Literal["mean_prob", "mean_logit"]
+
+
+class OneRun(Value):
+    """One training from start to end.
+
+    Attributes:
+        epochs: passes over the data, or
+        steps: optimiser steps; both may be left out where the caller's own loop decides.
+    """
+
+    kind: Literal["one_run"] = "one_run"
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> OneRun:
+        if self.epochs is not None and self.steps is not None:
+            raise SpecError(
+                f"plan: expected epochs or steps, found both (epochs={self.epochs:g}, steps={self.steps}); "
+                "leave one out"
+            )
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimiser steps of the whole training.
+
+        Raises:
+            SpecError: neither epochs nor steps are given.
+
+        Example:
+            >>> OneRun(epochs=2.5).total_steps(steps_per_epoch=10)
+            25
+        """
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is None:
+            raise SpecError("plan: neither epochs nor steps are given; add epochs: 20, say")
+        return math.ceil(self.epochs * steps_per_epoch)
+
+
+AnyPlan = OneRun
+
+
+class EnsembleSpec(Value):
+    """A sparse ensemble, declared once.
+
+    Attributes:
+        graph: the network that one member computes.
+        structure: how members share it.
+        topology: what the masks do.
+        plan: how time is spent.
+        aggregation: what is averaged over members: probabilities or logits.
+        loss: whether members' losses are averaged or summed; None: as the structure has it.
+
+    Raises:
+        SpecError, GraphError, AllocationError: the choices do not go together.
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import Dynamic, MultiHead
+        >>> spec = EnsembleSpec(graph=nt_models.wide_resnet(depth=28, width=10, classes=100),
+        ...                     structure=MultiHead(split=4, heads=3), topology=Dynamic(sparsity=0.8))
+        >>> spec.members, sum(spec.counts.values())
+        (3, 21255819)
+    """
+
+    error_path: ClassVar[str] = ""
+    graph: BlockGraph
+    structure: AnyStructure = Single()
+    topology: AnyTopology = Dense()
+    plan: AnyPlan = OneRun()
+    aggregation: Aggregation = "mean_prob"
+    loss: Reduction | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EnsembleSpec:
+        _ = self.counts
+        return self
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Backbone and heads."""
+        return self.structure.layout(self.graph)
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """How many elements of each sparsifiable weight are active (at the end, where that changes)."""
+        return final_counts(self.topology, self.layout)
+
+    @property
+    def members(self) -> int:
+        """M, the number of predictions for one example."""
+        return self.structure.members
+
+    @property
+    def loss_reduction(self) -> Reduction:
+        """How members' losses are combined."""
+        return self.loss or self.structure.loss_reduction
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole spec, its graph op by op, as values that JSON can hold."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EnsembleSpec:
+        """Read what :meth:`to_dict` gave."""
+        return cls(**data)
+
+    def digest(self) -> str:
+        """Return a hash that two specs share if they declare the same; a graph's origin plays no part."""
+        data = self.to_dict()
+        data["graph"].pop("origin")
+        return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()

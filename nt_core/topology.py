@@ -1,0 +1,161 @@
+"""Topologies: what the masks do while training runs, and the one function that updates them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nt_core.allocation import ERK, AnyAllocation, Sparsity, allocate
+from nt_core.policies import AnyGrow, AnyPrune, Criterion, Gradient, Magnitude
+from nt_core.schedules import SCHEDULES
+from nt_core.structure import Layout
+from nt_core.values import Count, Fraction, Value
+
+Scope = Literal["layer", "global"]
+
+
+class DropFraction(Value):
+    """How large a share of a weight's connections an update replaces.
+
+    Attributes:
+        start: the share at step 0.
+        schedule: ``constant``, ``cosine`` or ``linear``.
+        until: the share of training after which the topology stays as it is (RigL: 0.75).
+    """
+
+    start: Fraction = 0.5
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    until: Fraction = 1.0
+
+    def end_step(self, total_steps: int) -> int:
+        """Return the first step without updates."""
+        return round(self.until * total_steps)
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Return the share at a step.
+
+        Example:
+            >>> DropFraction(start=0.5, until=1.0).at(50, 100)
+            0.25
+        """
+        return SCHEDULES[self.schedule](self.start, step, self.end_step(total_steps))
+
+
+def _spell_out(value: Any) -> Any:
+    return {"start": value} if isinstance(value, int | float) else value
+
+
+class Semantics(Value):
+    """What families of code do differently without saying so; recorded with every result.
+
+    Attributes:
+        optimizer_step: whether the optimiser's step of an update is ``taken`` before the update (ITOP,
+            NeuroTrails) or ``replaced`` by it (RigL's original code).
+        regrow: whether connections just pruned may ``return`` at once, with their value and optimiser state
+            (RigL's original code), or must stay ``out``.
+        grown_value: grown connections start at ``zero``, or at a new draw from the ``initial`` distribution.
+    """
+
+    optimizer_step: Literal["taken", "replaced"] = "taken"
+    regrow: Literal["out", "return"] = "out"
+    grown_value: Literal["zero", "initial"] = "zero"
+
+
+class Dense(Value):
+    """No masks."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class Static(Value):
+    """Random masks, drawn once."""
+
+    kind: Literal["static"] = "static"
+    sparsity: Sparsity
+    allocation: AnyAllocation = ERK()
+
+
+class Dynamic(Value):
+    """Dynamic sparse training: every ``interval`` steps some connections are pruned and as many grown.
+
+    Attributes:
+        sparsity: 1 − active / size over all sparsifiable weights.
+        allocation: how the active connections are divided among weights.
+        prune: what decides who goes.
+        grow: what decides who comes.
+        drop_fraction: the share that is replaced; a number in a file means cosine from there to the end.
+        interval: ΔT, optimiser steps between updates.
+        scope: ``layer`` keeps each weight's count; ``global`` lets all compete and keeps the total.
+        semantics: see :class:`Semantics`.
+    """
+
+    kind: Literal["dynamic"] = "dynamic"
+    sparsity: Sparsity
+    allocation: AnyAllocation = ERK()
+    prune: AnyPrune = Magnitude()
+    grow: AnyGrow = Gradient()
+    drop_fraction: Annotated[DropFraction, BeforeValidator(_spell_out)] = DropFraction()
+    interval: Count = 100
+    scope: Scope = "layer"
+    semantics: Semantics = Semantics()
+
+    def due(self, step: int, total_steps: int) -> bool:
+        """Tell whether an update follows the ``step``-th optimiser step (counted from 1)."""
+        return step % self.interval == 0 and self.drop_fraction.at(step, total_steps) > 0
+
+
+class GradualPruning(Value):
+    """Start dense and prune the smallest magnitudes, never growing (Zhu & Gupta 2017, §3).
+
+    Sparsity rises as S·(1 − (1 − t)³) from ``begin`` to ``end``; with ``begin`` = ``end`` it is reached in
+    one shot: dense, prune, go on.
+
+    Attributes:
+        sparsity: the final one.
+        allocation: the final counts, where ``scope`` is ``layer``.
+        prune: what decides who goes.
+        begin: share of training before the first pruning.
+        end: share of training at which the final sparsity is reached.
+        interval: optimiser steps between prunings.
+        scope: ``global`` ranks all weights together; ``layer`` keeps to the allocation.
+    """
+
+    kind: Literal["gradual_pruning"] = "gradual_pruning"
+    sparsity: Sparsity
+    allocation: AnyAllocation = ERK()
+    prune: AnyPrune = Magnitude()
+    begin: Fraction = 0.0
+    end: Fraction = 0.75
+    interval: Count = 100
+    scope: Scope = "global"
+
+    def due(self, step: int, total_steps: int) -> bool:
+        """Tell whether a pruning follows the ``step``-th optimiser step (counted from 1)."""
+        begin, end = self.window(total_steps)
+        return step == end or (begin < step < end and (step - begin) % self.interval == 0)
+
+    def window(self, total_steps: int) -> tuple[int, int]:
+        """Return the steps of the first and the last pruning."""
+        end = max(1, round(self.end * total_steps))
+        return min(round(self.begin * total_steps), end), end
+
+
+AnyTopology = Annotated[Dense | Static | Dynamic | GradualPruning, Field(discriminator="kind")]
+
+
+def final_counts(topology: AnyTopology, layout: Layout) -> Mapping[str, int]:
+    """Return how many elements of each sparsifiable weight are active when training ends.
+
+    With ``scope="global"`` the total is exact and the division among weights the allocation's, as the
+    expected one: the true one depends on the training.
+    """
+    if isinstance(topology, Dense):
+        return {placed.name: placed.weight.size for placed in layout.sparsifiable}
+    return allocate(layout, topology.allocation, topology.sparsity)
+
+
+def criteria(topology: Dynamic | GradualPruning) -> tuple[Criterion, ...]:
+    """Return the criteria a topology reads."""
+    return (topology.prune, topology.grow) if isinstance(topology, Dynamic) else (topology.prune,)

@@ -1,0 +1,129 @@
+"""How a spec is trained and on what: the recipe, the same for every backend."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nt_core.values import Count, Fraction, Value
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SGD(Value):
+    """Stochastic gradient descent; weight decay is added to the gradient."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 5e-4
+
+
+class Adam(Value):
+    """Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
+
+    kind: Literal["adam"] = "adam"
+    lr: Positive = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+
+
+class AdamW(Value):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.01
+
+
+AnyOptimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="kind")]
+
+
+class LearningRate(Value):
+    """How the learning rate changes: a factor on the optimiser's.
+
+    Attributes:
+        schedule: ``constant``; ``cosine`` down to ``final``; ``steps``: ×``factor`` at each milestone.
+        warmup: share of training in which it rises linearly from 0.
+        final: the last factor of the cosine.
+        milestones: shares of training.
+        factor: what each milestone multiplies by.
+    """
+
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    warmup: Fraction = 0.0
+    final: Fraction = 0.0
+    milestones: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
+    factor: Fraction = 0.1
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Return the factor for the optimiser step number ``step``, counted from 0.
+
+        Example:
+            >>> steps = LearningRate(schedule="steps", milestones=(0.5,))
+            >>> [steps.at(step, 10) for step in (0, 4, 5)]
+            [1.0, 1.0, 0.1]
+        """
+        warmup = round(self.warmup * total_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        match self.schedule:
+            case "constant":
+                return 1.0
+            case "cosine":
+                share = (step - warmup) / max(1, total_steps - warmup)
+                return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+            case "steps":
+                passed = sum(step >= round(share * total_steps) for share in self.milestones)
+                return self.factor**passed
+
+
+class Training(Value):
+    """The recipe.
+
+    Attributes:
+        optimizer: which, and its hyperparameters.
+        learning_rate: its schedule.
+        batch_size: examples per optimiser step.
+        accumulation: micro-batches into which a step's examples are cut.
+        clip_norm: the largest norm of the active weights' gradient; None: no limit.
+        precision: of forward and backward; weights and optimiser state stay float32.
+        deterministic: the same seed on the same machine gives the same run, bit for bit.
+    """
+
+    optimizer: AnyOptimizer = SGD()
+    learning_rate: LearningRate = LearningRate()
+    batch_size: Count = 128
+    accumulation: Count = 1
+    clip_norm: Positive | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    deterministic: bool = True
+
+
+class Data(Value):
+    """What is trained on.
+
+    Attributes:
+        source: ``digits`` (the 1,797 handwritten digits that scikit-learn carries), a name on the Hugging
+            Face hub, or a folder.
+        train: the split to train on.
+        test: the split to evaluate on.
+        image: the column of images; None: the only one there is.
+        label: the column of labels; None: the only one there is.
+        augment: ``none``, or ``flip_crop``: mirror at random, pad by an eighth of the size, crop at random.
+    """
+
+    source: str = "digits"
+    train: str = "train"
+    test: str = "test"
+    image: str | None = None
+    label: str | None = None
+    augment: Literal["none", "flip_crop", "crop"] = "none"

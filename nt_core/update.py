@@ -1,0 +1,146 @@
+"""The topology update: which connections of which weights change after this step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nt_core.arrays import Array, Moment
+from nt_core.policies import (
+    Criterion,
+    Layer,
+    Policy,
+    Swap,
+    drop_positions,
+    expect_finite,
+    net_swap,
+    scores,
+    swap,
+)
+from nt_core.schedules import cubic_sparsity
+from nt_core.topology import Dynamic, GradualPruning, criteria
+
+
+def update(
+    topology: Dynamic | GradualPruning,
+    layers: Sequence[Layer],
+    moment: Moment,
+    *,
+    total_steps: int,
+    targets: Mapping[str, int],
+    policy: Policy | None = None,
+) -> Mapping[str, Swap]:
+    """Choose what one topology update changes. Nothing passed in is written to.
+
+    Args:
+        topology: the declaration.
+        layers: every masked weight, in the layout's order.
+        moment: the step, the run's randomness, the array library.
+        total_steps: optimiser steps of the whole training.
+        targets: the final count of each weight, from :func:`nt_core.topology.final_counts`.
+        policy: a policy of one's own instead of the topology's prune and grow.
+
+    Returns:
+        What changes in each weight. Of each weight (``scope="layer"``), or of all together (``global``),
+        ⌊fraction·active⌋ connections are replaced.
+
+    Raises:
+        TopologyError: something that is read is not finite; then no weight has a swap.
+    """
+    reads_gradient = policy is not None or any(criterion.uses_gradient for criterion in criteria(topology))
+    for layer in layers:
+        expect_finite(layer, moment, gradients=reads_gradient)
+    if isinstance(topology, GradualPruning):
+        return _prune(topology, layers, moment, total_steps, targets)
+    fraction = topology.drop_fraction.at(moment.step, total_steps)
+    regrow = topology.semantics.regrow == "return"
+    if topology.scope == "global":
+        return _swap_globally(topology, layers, moment, fraction, regrow)
+    policy = policy or swap(topology.prune, topology.grow, regrow=regrow)
+    return {
+        layer.name: policy(layer, share_of(moment.arrays.count(layer.active), fraction), moment)
+        for layer in layers
+    }
+
+
+def share_of(active: int, fraction: float) -> int:
+    """Return ⌊fraction·active⌋, safe against a product that is an integer but for rounding.
+
+    Example:
+        >>> share_of(100, 0.29), int(100 * 0.29)
+        (29, 28)
+    """
+    return min(active, int(fraction * active + 1e-9))
+
+
+def _prune(
+    topology: GradualPruning,
+    layers: Sequence[Layer],
+    moment: Moment,
+    total_steps: int,
+    targets: Mapping[str, int],
+) -> Mapping[str, Swap]:
+    begin, end = topology.window(total_steps)
+    reached = 1.0 if moment.step >= end else cubic_sparsity(1.0, moment.step, begin, end)
+    active = [moment.arrays.count(layer.active) for layer in layers]
+    sizes = [layer.active.shape[0] for layer in layers]
+    final = [targets[layer.name] for layer in layers]
+    if topology.scope == "layer":
+        goals = [size - round((size - last) * reached) for size, last in zip(sizes, final, strict=True)]
+        dropped = [
+            drop_positions(topology.prune, layer, max(0, now - goal), moment)
+            for layer, now, goal in zip(layers, active, goals, strict=True)
+        ]
+    else:
+        goal = sum(sizes) - round((sum(sizes) - sum(final)) * reached)
+        dropped = _drop_globally(topology.prune, layers, max(0, sum(active) - goal), moment)
+    return {
+        layer.name: Swap(pruned=drop, grown=drop[:0]) for layer, drop in zip(layers, dropped, strict=True)
+    }
+
+
+def _swap_globally(
+    topology: Dynamic, layers: Sequence[Layer], moment: Moment, fraction: float, regrow: bool
+) -> Mapping[str, Swap]:
+    active = sum(moment.arrays.count(layer.active) for layer in layers)
+    inactive = sum(layer.active.shape[0] for layer in layers) - active
+    count = share_of(active, fraction) if regrow else min(share_of(active, fraction), inactive)
+    dropped = _drop_globally(topology.prune, layers, count, moment)
+    candidates = [~layer.active for layer in layers]
+    if regrow:
+        for free, drop in zip(candidates, dropped, strict=True):
+            free[drop] = True
+    found = _best_of_all(topology.grow, layers, candidates, count, moment, "grow")
+    return {
+        layer.name: net_swap(layer, drop, new, moment)
+        for layer, drop, new in zip(layers, dropped, found, strict=True)
+    }
+
+
+def _drop_globally(criterion: Criterion, layers: Sequence[Layer], count: int, moment: Moment) -> list[Array]:
+    return _best_of_all(criterion, layers, [layer.active for layer in layers], count, moment, "prune")
+
+
+def _best_of_all(
+    criterion: Criterion,
+    layers: Sequence[Layer],
+    among: Sequence[Array],
+    count: int,
+    moment: Moment,
+    purpose: str,
+) -> list[Array]:
+    """Select the best ``count`` positions over all layers: each layer's best, then the best of those."""
+    arrays = moment.arrays
+    nominees, values = [], []
+    for layer, eligible in zip(layers, among, strict=True):
+        score = scores(criterion, layer, moment, purpose)
+        best = arrays.top_k(score, eligible, min(count, arrays.count(eligible)))
+        nominees.append(best)
+        values.append(score(slice(0, layer.active.shape[0], 1))[best])
+    joined = arrays.concatenate(values)
+    everyone = arrays.ones(joined.shape[0])
+    won = ~everyone
+    won[arrays.top_k(joined, everyone, count)] = True
+    ends = [0]
+    for best in nominees:
+        ends.append(ends[-1] + best.shape[0])
+    return [best[won[a:b]] for best, a, b in zip(nominees, ends, ends[1:], strict=False)]
