@@ -2,7 +2,8 @@
 
 A criterion scores positions one by one; :func:`swap` composes two of them into a policy and does the
 counting, the selection with its tie rule, and the record of what changed. Criteria and policies use
-plain arithmetic only, so a backend may run them on its own arrays by passing its own :class:`nt_core.arrays.Arrays`.
+plain arithmetic only, so a backend may run them on its own arrays by passing its
+own :class:`nt_core.arrays.Arrays`.
 """
 
 from __future__ import annotations

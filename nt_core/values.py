@@ -102,6 +102,7 @@ def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[li
         The steps a person would write (pydantic adds the tags of unions), and the fields known at the last.
     """
     steps: list[str] = []
+    known: list[str] = []
     candidates: list[type[BaseModel]] = [model]
     for step in location:
         tagged = [m for m in candidates if _tag(m) == step]

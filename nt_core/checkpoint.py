@@ -1,0 +1,257 @@
+"""Checkpoints: a directory with ``config.json`` and ``model.safetensors``, the same for every backend.
+
+Sparse weights are stored as CSR: their active values, and indices in the narrowest integers that hold them.
+Everything else is stored dense. The backbone is stored once. There is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+import nt_core
+from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.mask import Mask
+from nt_core.spec import EnsembleSpec
+from nt_core.structure import PlacedWeight
+from nt_core.values import Shape
+
+FORMAT: Final = 1
+CONFIG: Final = "config.json"
+TENSORS: Final = "model.safetensors"
+Values = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained ensemble.
+
+    Attributes:
+        spec: what was declared.
+        values: full name → array of the weight's shape; inactive elements are exactly 0.
+        masks: full name → mask, for each weight that has one.
+        record: whatever the trainer wrote beside it: seed, steps, metrics, the run's spec file.
+    """
+
+    spec: EnsembleSpec
+    values: Values
+    masks: Mapping[str, Mask]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; each file appears whole or not at all, the config last.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone.
+        checkpoint: what to write.
+
+    Raises:
+        CheckpointError: a value is missing or has another shape than the spec says.
+    """
+    _expect_values(checkpoint)
+    tensors: dict[str, NDArray[Any]] = {}
+    for placed in checkpoint.spec.layout.weights:
+        value, mask = checkpoint.values[placed.name], checkpoint.masks.get(placed.name)
+        if mask is None or mask.count == mask.size:
+            tensors[placed.name] = np.ascontiguousarray(value)
+        else:
+            tensors |= _to_csr(placed.name, value, mask)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save(tensors)
+    config = {
+        "format": FORMAT,
+        "library": {"name": "neurotrails", "version": nt_core.__version__},
+        "spec": checkpoint.spec.to_dict(),
+        "spec_digest": checkpoint.spec.digest(),
+        "masked": sorted(checkpoint.masks),
+        "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        "record": dict(checkpoint.record),
+    }
+    write_atomically(folder / TENSORS, content)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+
+
+def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Args:
+        folder: what :func:`save_checkpoint` wrote.
+        expected: the spec of the model it is to be loaded into, if any.
+
+    Raises:
+        CheckpointError: it is missing, truncated, altered, of a newer format, or of another spec; the message
+            says which file and what to do.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        spec = EnsembleSpec.from_dict(config["spec"])
+    except NeuroTrailsError as error:
+        raise CheckpointError(f"{folder / CONFIG}: the spec in it does not validate: {error}") from None
+    if spec.digest() != config["spec_digest"]:
+        raise CheckpointError(
+            f"{folder / CONFIG}: the spec was altered after it was written; restore the file"
+        )
+    if expected is not None:
+        expect_same_weights(spec, expected, folder)
+    tensors = _read_tensors(folder / TENSORS, config["tensors_sha256"])
+    values: dict[str, NDArray[Any]] = {}
+    masks: dict[str, Mask] = {}
+    for placed in spec.layout.weights:
+        values[placed.name], mask = _from_tensors(placed, tensors, folder / TENSORS)
+        if placed.name in config["masked"]:
+            masks[placed.name] = mask or Mask.full(placed.weight.shape)
+    if tensors:
+        raise CheckpointError(
+            f"{folder / TENSORS}: holds {next(iter(tensors))!r}, which the spec has no place for"
+        )
+    return Checkpoint(spec=spec, values=values, masks=masks, record=config["record"])
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's ``config.json`` alone: its spec and record.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, lacks a key, or of a newer format.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON, perhaps truncated: {error}") from None
+    needed = {"format", "spec", "spec_digest", "masked", "tensors_sha256", "record"}
+    if not isinstance(config, dict) or not needed <= config.keys():
+        raise CheckpointError(
+            f"{path}: expected the keys {', '.join(sorted(needed))}; is this a run's folder?"
+        )
+    if config["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {config['format']!r}, but this library reads {FORMAT}; upgrade neurotrails"
+        )
+    return config
+
+
+def expect_same_weights(found: EnsembleSpec, expected: EnsembleSpec, folder: Path) -> None:
+    """Raise unless two specs have the same weights under the same names.
+
+    Raises:
+        CheckpointError: naming the first weight that differs.
+    """
+    theirs = {p.name: p.weight.shape for p in found.layout.weights}
+    ours = {p.name: p.weight.shape for p in expected.layout.weights}
+    for name in dict.fromkeys([*ours, *theirs]):
+        if ours.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f"{folder}: the checkpoint is of another spec: weight {name!r} is expected "
+                f"{_shape_or_absent(ours.get(name))}, found {_shape_or_absent(theirs.get(name))}; "
+                "load it into a model compiled from its own spec"
+            )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all, even if the machine stops."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _shape_or_absent(shape: Shape | None) -> str:
+    return "absent" if shape is None else f"of shape {shape}"
+
+
+def _expect_values(checkpoint: Checkpoint) -> None:
+    for placed in checkpoint.spec.layout.weights:
+        value = checkpoint.values.get(placed.name)
+        if value is None or value.shape != placed.weight.shape:
+            raise CheckpointError(
+                f"weight {placed.name!r}: expected an array of shape {placed.weight.shape}, "
+                f"found {None if value is None else value.shape}"
+            )
+
+
+def _to_csr(name: str, value: NDArray[Any], mask: Mask) -> dict[str, NDArray[Any]]:
+    columns = mask.size // mask.shape[0]
+    return {
+        f"{name}.values": value.reshape(-1)[mask.flat()],
+        f"{name}.indices": mask.indices.astype(_narrowest(columns)),
+        f"{name}.indptr": mask.indptr.astype(_narrowest(mask.count)),
+    }
+
+
+def _narrowest(largest: int) -> type[np.unsignedinteger[Any]]:
+    kinds: tuple[type[np.unsignedinteger[Any]], ...] = (np.uint8, np.uint16, np.uint32)
+    return next((kind for kind in kinds if largest <= np.iinfo(kind).max), np.uint64)
+
+
+def _read_tensors(path: Path, digest: str) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise CheckpointError(
+                f"{path}: truncated or altered: its SHA-256 is {found[:12]}…, {CONFIG} says {digest[:12]}…; "
+                "restore the file or use an earlier checkpoint"
+            )
+        return load_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _from_tensors(
+    placed: PlacedWeight, tensors: dict[str, NDArray[Any]], path: Path
+) -> tuple[NDArray[Any], Mask | None]:
+    """Take one weight out of ``tensors``: its dense values, and its mask if it was stored sparse."""
+    shape, name = placed.weight.shape, placed.name
+    if name in tensors:
+        value = tensors.pop(name)
+        if value.shape != shape:
+            raise CheckpointError(f"{path}: {name!r}: expected shape {shape}, found {value.shape}")
+        return value, None
+    try:
+        values, indices, indptr = (tensors.pop(f"{name}.{part}") for part in ("values", "indices", "indptr"))
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error} is missing") from None
+    try:
+        mask = mask_of_csr(shape, indptr, indices)
+        flat = np.zeros(placed.weight.size, dtype=values.dtype)
+        flat[mask.flat()] = values
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name!r}: no CSR array of shape {shape}: {error}") from None
+    return flat.reshape(shape), mask
+
+
+def mask_of_csr(shape: Shape, indptr: NDArray[Any], indices: NDArray[Any]) -> Mask:
+    """Make a mask of CSR arrays that may come from anywhere, checking every one of them.
+
+    Raises:
+        CheckpointError: rows do not begin in order, or columns are not ascending below the fan-in.
+    """
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    starts = indptr.astype(np.int64)
+    ends_right = starts.shape == (rows + 1,) and starts[0] == 0 and starts[-1] == indices.size
+    if not ends_right or (np.diff(starts) < 0).any() or (indices >= columns).any():
+        raise CheckpointError(f"expected {rows} rows of columns below {columns}")
+    flat = np.repeat(np.arange(rows, dtype=np.int64) * columns, np.diff(starts)) + indices.astype(np.int64)
+    return Mask.from_flat(shape, flat)
