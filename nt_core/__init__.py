@@ -1,23 +1,70 @@
 """Framework-neutral core: block graphs, masks, allocation, policies, metrics, checkpoints."""
 
+from nt_core.allocation import ER, ERK, ERKPlus, Explicit, Uniform, UniformPlus, allocate
 from nt_core.builder import BlockWriter, GraphBuilder, Tensor, architecture
-from nt_core.errors import GraphError
+from nt_core.errors import (
+    AllocationError,
+    CheckpointError,
+    DataError,
+    GraphError,
+    NeuroTrailsError,
+    SpecError,
+    TopologyError,
+)
 from nt_core.graph import Block, BlockGraph, Features, Image, Node, Tokens
+from nt_core.initial import initial_masks, initial_values
 from nt_core.mask import Mask
+from nt_core.presets import PRESETS
+from nt_core.random import Random
+from nt_core.run_spec import RunSpec, read_spec
+from nt_core.spec import EnsembleSpec, OneRun
 from nt_core.structure import Independent, Layout, MultiHead, Single
+from nt_core.topology import Dense, DropFraction, Dynamic, GradualPruning, Semantics, Static
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ER",
+    "ERK",
+    "PRESETS",
+    "AllocationError",
     "Block",
     "BlockGraph",
     "BlockWriter",
+    "CheckpointError",
+    "DataError",
+    "Dense",
+    "DropFraction",
+    "Dynamic",
+    "ERKPlus",
+    "EnsembleSpec",
+    "Explicit",
     "Features",
+    "GradualPruning",
     "GraphBuilder",
     "GraphError",
     "Image",
+    "Independent",
+    "Layout",
+    "Mask",
+    "MultiHead",
+    "NeuroTrailsError",
     "Node",
+    "OneRun",
+    "Random",
+    "RunSpec",
+    "Semantics",
+    "Single",
+    "SpecError",
+    "Static",
     "Tensor",
     "Tokens",
+    "TopologyError",
+    "Uniform",
+    "UniformPlus",
+    "allocate",
     "architecture",
+    "initial_masks",
+    "initial_values",
+    "read_spec",
 ]

@@ -47,7 +47,7 @@ def cosine(start: float, step: int, end_step: int) -> float:
         >>> [round(cosine(0.5, step, 100), 12) for step in (0, 50, 100)]
         [0.5, 0.25, 0.0]
     """
-    return start * 0.5 * (1.0 + math.cos(math.pi * step / end_step)) if step < end_step else 0.0
+    return start * (0.5 * (1.0 + math.cos(math.pi * step / end_step))) if step < end_step else 0.0
 
 
 def linear(start: float, step: int, end_step: int) -> float:

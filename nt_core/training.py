@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from nt_core.values import Count, Fraction, Value
@@ -118,7 +121,8 @@ class Data(Value):
         test: the split to evaluate on.
         image: the column of images; None: the only one there is.
         label: the column of labels; None: the only one there is.
-        augment: ``none``, or ``flip_crop``: mirror at random, pad by an eighth of the size, crop at random.
+        augment: ``none``; ``crop``: pad by an eighth of the size and crop at random; ``flip_crop``: mirror at
+            random too.
     """
 
     source: str = "digits"
@@ -126,4 +130,17 @@ class Data(Value):
     test: str = "test"
     image: str | None = None
     label: str | None = None
-    augment: Literal["none", "flip_crop", "crop"] = "none"
+    augment: Literal["none", "crop", "flip_crop"] = "none"
+
+
+class Batches(Protocol):
+    """A dataset as a trainer reads it; the same order and augmentation for every backend."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Yield (inputs (B, *shape), labels (B, …)); the last batch may be smaller.
+
+        Training sets shuffle by (seed, number); test sets do not.
+        """

@@ -1,0 +1,243 @@
+"""Compile a spec into an ordinary ``torch.nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nt_core import DataError, EnsembleSpec, initial_masks, initial_values
+from nt_core.graph import INPUT
+from nt_core.mask import Mask
+from nt_core.structure import Part
+from nt_core.values import Shape
+from nt_torch.lowering import LOWERINGS
+
+MASK = "weight_mask"
+"""The buffer beside a masked ``weight``: bool, True where a connection is active."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    key: str
+    inputs: tuple[str, ...]
+    output: str
+    forget: tuple[str, ...]
+
+
+class PartModule(nn.Module):
+    """The backbone or one head: its ops in the order in which they run."""
+
+    def __init__(self, part: Part, shapes: Mapping[str, Shape], gives: tuple[str, ...]) -> None:
+        super().__init__()
+        self.ops = nn.ModuleDict()
+        steps = []
+        for block in part.blocks:
+            for node in block.nodes:
+                key = _key(block.name, node.name)
+                self.ops[key] = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
+                steps.append((key, node.inputs, f"{block.name}/{node.name}"))
+        self._steps = tuple(_with_last_uses(steps, gives))
+        self._gives = gives
+
+    def forward(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run all ops on the values they read; return those that are read elsewhere."""
+        values = dict(values)
+        for step in self._steps:
+            values[step.output] = self.ops[step.key](*[values[ref] for ref in step.inputs])
+            for ref in step.forget:
+                del values[ref]
+        return {ref: values[ref] for ref in self._gives}
+
+
+def _with_last_uses(
+    steps: list[tuple[str, tuple[str, ...], str]], gives: tuple[str, ...]
+) -> Iterator[_Step]:
+    """Note after which op each value is no longer needed, so that inference frees it."""
+    for i, (key, inputs, output) in enumerate(steps):
+        later = {ref for _, refs, _ in steps[i + 1 :] for ref in refs} | set(gives)
+        yield _Step(key, inputs, output, tuple({ref for ref in inputs if ref not in later}))
+
+
+class Ensemble(nn.Module):
+    """A compiled spec; ``model(x)`` gives logits of shape (M, B, …).
+
+    An ordinary module: its weights are dense parameters with exact zeros where a connection is inactive, and
+    beside each masked ``weight`` lies a boolean buffer ``weight_mask``. Heads share the backbone's output.
+
+    Attributes:
+        spec: what was declared.
+        backbone: None where members share nothing.
+        heads: one module for each member.
+    """
+
+    def __init__(self, spec: EnsembleSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        layout = spec.layout
+        shapes, output = layout.graph.shapes, layout.graph.output
+        self.backbone = (
+            PartModule(layout.backbone, shapes, layout.crossing) if layout.backbone is not None else None
+        )
+        self.heads = nn.ModuleList(PartModule(head, shapes, (output,)) for head in layout.heads)
+        self._paths = {p.name: _path(p.part, p.block.name, p.node.name, p.weight.name) for p in layout.weights}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute every member's logits. (B, *input shape) → (M, B, *output shape)."""
+        expected = self.spec.graph.input.shape
+        if tuple(x.shape[1:]) != expected:
+            raise DataError(
+                f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
+                "images are (batch, channels, height, width)"
+            )
+        values = {INPUT: x}
+        if self.backbone is not None:
+            values = self.backbone(values)
+        output = self.spec.graph.output
+        return torch.stack([head(values)[output] for head in self.heads])
+
+    def array(self, name: str) -> Tensor:
+        """Return the parameter or buffer behind a weight's full name, as it is now.
+
+        Look it up when you need it: wrappers may replace parameters.
+        """
+        path, _, attribute = self._paths[name].rpartition(".")
+        found = getattr(self.get_submodule(path), attribute)
+        assert isinstance(found, Tensor)
+        return found
+
+    def mask(self, name: str) -> Tensor | None:
+        """Return the boolean mask of a weight, True where active; None where it has none."""
+        path, _, attribute = self._paths[name].rpartition(".")
+        return getattr(self.get_submodule(path), MASK, None) if attribute == "weight" else None
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """The full names of all weights that have a mask."""
+        return tuple(p.name for p in self.spec.layout.sparsifiable if self.mask(p.name) is not None)
+
+    def set_mask(self, name: str, mask: Mask) -> None:
+        """Give a weight a mask and set its inactive elements to zero."""
+        path = self._paths[name].rpartition(".")[0]
+        weight = self.array(name)
+        active = torch.from_numpy(mask.dense()).to(weight.device)
+        self.get_submodule(path).register_buffer(MASK, active)
+        with torch.no_grad():
+            weight.masked_fill_(~active, 0)
+
+
+def _key(block: str, node: str) -> str:
+    """Name a module: PyTorch reserves dots for nesting."""
+    return f"{block}/{node}".replace(".", "_")
+
+
+def _path(part: str, block: str, node: str, weight: str) -> str:
+    root = part if part == "backbone" else f"heads.{int(part.removeprefix('head')) - 1}"
+    return f"{root}.ops.{_key(block, node)}.{weight}"
+
+
+def compile(  # noqa: A001
+    spec: EnsembleSpec, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Ensemble:
+    """Make the module a spec declares, with the initial values and masks every backend starts from.
+
+    Args:
+        spec: what is declared.
+        seed: keys initial values and masks.
+        device: where it shall live.
+        dtype: of its parameters.
+
+    Returns:
+        A module in training mode; ``model(x)`` has shape (M, B, …).
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import Dynamic, MultiHead
+        >>> graph = nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=1)
+        >>> spec = EnsembleSpec(graph=graph, structure=MultiHead(split=1, heads=3),
+        ...                     topology=Dynamic(sparsity=0.8))
+        >>> model = compile(spec, seed=0)
+        >>> model(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([3, 5, 10])
+    """
+    with torch.device("meta"):
+        model = Ensemble(spec)
+    model = model.to(dtype).to_empty(device=device)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.num_batches_tracked is not None:
+                module.num_batches_tracked.zero_()
+        for name, value in initial_values(spec.layout, seed):
+            model.array(name).copy_(torch.from_numpy(value))
+        for name, mask in initial_masks(spec.topology, spec.layout, seed):
+            model.set_mask(name, mask)
+    return model
+
+
+def ensemble_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of every member against the same targets.
+
+    Args:
+        logits: (M, B, classes), or (M, B, T, classes) for sequences.
+        targets: (B,) or (B, T) class numbers.
+        reduction: over members, of each member's mean loss. ``spec.loss_reduction`` says which a spec means:
+            ``mean`` for heads of one network, ``sum`` for independent members, whose gradients a mean would
+            divide by M.
+        label_smoothing: as in ``torch.nn.functional.cross_entropy``.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        DataError: shapes do not go together.
+
+    Example:
+        >>> round(ensemble_loss(torch.zeros(3, 2, 10), torch.tensor([4, 7])).item(), 4)
+        2.3026
+    """
+    if logits.shape[1:-1] != targets.shape:
+        raise DataError(
+            f"targets: expected shape {tuple(logits.shape[1:-1])} for logits {tuple(logits.shape)}, "
+            f"found {tuple(targets.shape)}"
+        )
+    members, classes = logits.shape[0], logits.shape[-1]
+    repeated = targets.expand(members, *targets.shape)
+    loss = F.cross_entropy(
+        logits.reshape(-1, classes), repeated.reshape(-1), label_smoothing=label_smoothing
+    )
+    return loss if reduction == "mean" else loss * members
+
+
+def unwrap(model: nn.Module) -> Ensemble:
+    """Return the ensemble inside what ``torch.compile``, DDP or accelerate put around it.
+
+    Raises:
+        DataError: there is none.
+    """
+    inner: object = model
+    while not isinstance(inner, Ensemble):
+        outer, inner = inner, getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if inner is None:
+            raise DataError(
+                f"model: expected what nt_torch.compile returned, perhaps wrapped; found {type(outer).__name__}"
+            )
+    return inner
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """Return a tensor as a NumPy array on the CPU, sharing memory where it can; bfloat16 becomes float32."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.cpu().numpy()
