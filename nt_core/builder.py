@@ -251,7 +251,7 @@ def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
     Arguments are checked against the annotations; only keywords are recorded, so make them keyword-only.
 
     Raises:
-        SpecError: from the decorated function, for an unknown argument (with the nearest name) or a wrong one.
+        SpecError: from the decorated function, for an unknown argument (with the nearest) or a wrong one.
 
     Example:
         >>> import nt_models

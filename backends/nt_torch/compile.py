@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from nt_core import DataError, EnsembleSpec, initial_masks, initial_values
 from nt_core.graph import INPUT
@@ -55,9 +55,7 @@ class PartModule(nn.Module):
         return {ref: values[ref] for ref in self._gives}
 
 
-def _with_last_uses(
-    steps: list[tuple[str, tuple[str, ...], str]], gives: tuple[str, ...]
-) -> Iterator[_Step]:
+def _with_last_uses(steps: list[tuple[str, tuple[str, ...], str]], gives: tuple[str, ...]) -> Iterator[_Step]:
     """Note after which op each value is no longer needed, so that inference frees it."""
     for i, (key, inputs, output) in enumerate(steps):
         later = {ref for _, refs, _ in steps[i + 1 :] for ref in refs} | set(gives)
@@ -85,7 +83,9 @@ class Ensemble(nn.Module):
             PartModule(layout.backbone, shapes, layout.crossing) if layout.backbone is not None else None
         )
         self.heads = nn.ModuleList(PartModule(head, shapes, (output,)) for head in layout.heads)
-        self._paths = {p.name: _path(p.part, p.block.name, p.node.name, p.weight.name) for p in layout.weights}
+        self._paths = {
+            p.name: _path(p.part, p.block.name, p.node.name, p.weight.name) for p in layout.weights
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute every member's logits. (B, *input shape) → (M, B, *output shape)."""
@@ -142,7 +142,11 @@ def _path(part: str, block: str, node: str, weight: str) -> str:
 
 
 def compile(  # noqa: A001
-    spec: EnsembleSpec, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    spec: EnsembleSpec,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Ensemble:
     """Make the module a spec declares, with the initial values and masks every backend starts from.
 
@@ -213,9 +217,7 @@ def ensemble_loss(
         )
     members, classes = logits.shape[0], logits.shape[-1]
     repeated = targets.expand(members, *targets.shape)
-    loss = F.cross_entropy(
-        logits.reshape(-1, classes), repeated.reshape(-1), label_smoothing=label_smoothing
-    )
+    loss = cross_entropy(logits.reshape(-1, classes), repeated.reshape(-1), label_smoothing=label_smoothing)
     return loss if reduction == "mean" else loss * members
 
 
@@ -230,7 +232,8 @@ def unwrap(model: nn.Module) -> Ensemble:
         outer, inner = inner, getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
         if inner is None:
             raise DataError(
-                f"model: expected what nt_torch.compile returned, perhaps wrapped; found {type(outer).__name__}"
+                "model: expected what nt_torch.compile returned, perhaps wrapped; "
+                f"found {type(outer).__name__}"
             )
     return inner
 

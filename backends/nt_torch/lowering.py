@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import max_pool2d, pad, scaled_dot_product_attention
 
 from nt_core import ops
 from nt_core.values import Shape
 
 Lowering = Callable[[Any, Sequence[Shape]], nn.Module]
-"""(op, shapes of its inputs for one example) → module whose parameters bear the names of the op's weights."""
+"""(op, its inputs' shapes for one example) → module whose parameters bear the names of the op's weights."""
 
 
 class _PaddedConv2d(nn.Conv2d):
@@ -29,7 +29,7 @@ class _PaddedConv2d(nn.Conv2d):
         self.pads = (left, right, top, bottom)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.pads))
+        return super().forward(pad(x, self.pads))
 
 
 class _MaxPool2d(nn.Module):
@@ -41,8 +41,8 @@ class _MaxPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.pads):
-            x = F.pad(x, self.pads, value=-math.inf)
-        return F.max_pool2d(x, self.kernel, self.stride)
+            x = pad(x, self.pads, value=-math.inf)
+        return max_pool2d(x, self.kernel, self.stride)
 
 
 class _GlobalAvgPool(nn.Module):
@@ -83,14 +83,13 @@ class _Attention(nn.Module):
         if op.rotary_base is not None:
             cosine, sine = _rotary(q, op.rotary_base)
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, is_causal=op.causal, enable_gqa=op.heads != op.kv_heads
-        )
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=op.causal, enable_gqa=op.heads != op.kv_heads)
         return mixed.transpose(1, 2).flatten(2)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, length, _ = x.shape
+    return x.view(batch, length, heads, -1).transpose(1, 2)
 
 
 def _rotary(q: Tensor, base: float) -> tuple[Tensor, Tensor]:
@@ -107,7 +106,7 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-def _conv2d(op: ops.Conv2d, shapes: Sequence[Shape]) -> nn.Module:
+def _conv2d(op: ops.Conv2d, _: Sequence[Shape]) -> nn.Module:
     (top, bottom), (left, right) = op.padding
     if top != bottom or left != right:
         return _PaddedConv2d(op)
@@ -142,11 +141,11 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Activation: lambda op, _: ACTIVATIONS[op.function](),
         ops.MaxPool2d: lambda op, _: _MaxPool2d(op),
         ops.AvgPool2d: lambda op, _: nn.AvgPool2d(op.kernel, op.stride),
-        ops.GlobalAvgPool: lambda op, _: _GlobalAvgPool(),
-        ops.Flatten: lambda op, _: nn.Flatten(),
+        ops.GlobalAvgPool: lambda *_: _GlobalAvgPool(),
+        ops.Flatten: lambda *_: nn.Flatten(),
         ops.Dropout: lambda op, _: nn.Dropout(op.rate),
-        ops.Add: lambda op, _: _Add(),
-        ops.Multiply: lambda op, _: _Multiply(),
+        ops.Add: lambda *_: _Add(),
+        ops.Multiply: lambda *_: _Multiply(),
         ops.Concat: lambda op, _: _Concat(op.axis),
         ops.Attention: lambda op, _: _Attention(op),
     }

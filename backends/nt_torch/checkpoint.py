@@ -1,0 +1,68 @@
+"""Between a PyTorch module and the portable checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.mask import Mask
+from nt_torch.compile import Ensemble, as_numpy, unwrap
+
+
+def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Return a model as a checkpoint; :func:`nt_core.checkpoint.save_checkpoint` writes it.
+
+    Args:
+        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        record: what shall stand beside it: seed, steps, metrics, ….
+
+    Example:
+        >>> import nt_core, nt_models, nt_torch
+        >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> saved = checkpoint(nt_torch.compile(spec))
+        >>> sum(mask.count for mask in saved.masks.values())
+        35
+    """
+    ensemble = unwrap(model)
+    masks = {}
+    for name in ensemble.masked:
+        active = ensemble.mask(name)
+        assert active is not None
+        masks[name] = Mask.from_dense(active.cpu().numpy())
+    values = {placed.name: as_numpy(ensemble.array(placed.name)) for placed in ensemble.spec.layout.weights}
+    return Checkpoint(spec=ensemble.spec, values=values, masks=masks, record=record or {})
+
+
+def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Ensemble:
+    """Make the module that a checkpoint directory holds, in evaluation mode.
+
+    Raises:
+        CheckpointError: as :func:`nt_core.checkpoint.load_checkpoint`.
+    """
+    return restore(load_checkpoint(folder), device=device)
+
+
+def restore(saved: Checkpoint, *, device: torch.device | str = "cpu") -> Ensemble:
+    """Make the module of a checkpoint in memory, in evaluation mode."""
+    with torch.device("meta"):
+        model = Ensemble(saved.spec)
+    model = model.to_empty(device=device)
+    fill(model, saved)
+    return model.eval()
+
+
+@torch.no_grad()
+def fill(model: Ensemble, saved: Checkpoint) -> None:
+    """Copy a checkpoint's masks and values into a model of the same spec."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
+    for name, value in saved.values.items():
+        model.array(name).copy_(torch.from_numpy(value))
+    for name, mask in saved.masks.items():
+        model.set_mask(name, mask)

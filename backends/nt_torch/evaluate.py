@@ -1,0 +1,65 @@
+"""Predict and evaluate with a compiled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nt_core.metrics import Metrics
+from nt_core.training import Batches
+from nt_torch.compile import as_numpy, unwrap
+
+
+def predict(model: nn.Module, inputs: NDArray[Any] | Tensor, *, batch_size: int = 256) -> NDArray[np.float32]:
+    """Compute every member's logits in evaluation mode; the model's mode is left as it was.
+
+    Args:
+        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        inputs: (N, *input shape).
+        batch_size: examples at a time.
+
+    Returns:
+        (M, N, …) logits on the CPU.
+
+    Example:
+        >>> import nt_core, nt_models, nt_torch
+        >>> spec = nt_core.PRESETS["full_ensemble"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> predict(nt_torch.compile(spec), np.zeros((5, 8), np.float32)).shape
+        (3, 5, 3)
+    """
+    parts = [inputs[start : start + batch_size] for start in range(0, max(len(inputs), 1), batch_size)]
+    return np.concatenate([_logits(model, torch.as_tensor(part)) for part in parts], axis=1)
+
+
+def evaluate(model: nn.Module, data: Batches, *, batch_size: int = 256) -> Metrics:
+    """Evaluate a model on a dataset, with the aggregation its spec names.
+
+    Args:
+        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        data: a test set.
+        batch_size: examples at a time.
+    """
+    aggregation = unwrap(model).spec.aggregation
+
+    def batches() -> Iterator[Metrics]:
+        for inputs, labels in data.epoch(0, batch_size):
+            yield Metrics.of(_logits(model, torch.from_numpy(inputs)), labels, aggregation)
+
+    return Metrics.sum(batches())
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
+    mode = model.training
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        logits: Tensor = model(inputs.to(device))
+        return as_numpy(logits.float()).astype(np.float32, copy=False)
+    finally:
+        model.train(mode)

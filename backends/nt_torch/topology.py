@@ -1,0 +1,310 @@
+"""Sparse-topology training in anybody's loop: one object, and one line after the optimiser's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nt_core.arrays import NUMPY, Moment
+from nt_core.errors import TopologyError
+from nt_core.initial import draw
+from nt_core.policies import Layer, Policy, Swap
+from nt_core.random import Random
+from nt_core.topology import Dynamic, GradualPruning, criteria, final_counts
+from nt_core.update import update
+from nt_torch.arrays import TorchArrays
+from nt_torch.compile import Ensemble, as_numpy, unwrap
+from nt_torch.remask import remask_
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one topology update did.
+
+    Attributes:
+        step: optimiser steps taken before it.
+        pruned: connections removed, by weight.
+        grown: connections added, by weight.
+        active: connections now, by weight.
+    """
+
+    step: int
+    pruned: Mapping[str, int]
+    grown: Mapping[str, int]
+    active: Mapping[str, int]
+
+
+class Topology:
+    """Keeps a model's inactive weights at zero and updates its topology as its spec says.
+
+    It works through PyTorch's own hooks on the optimiser. Before each step it sets the gradient of inactive
+    weights to zero, so that the optimiser sees the sparse model's gradient; after it, inactive weights and
+    every tensor of optimiser state of their shape are exactly zero, whatever the optimiser did. Steps that
+    did not happen (gradient accumulation, a skipped step under GradScaler) do not count.
+
+    Call :meth:`step` once after each optimiser step. If you clip gradients, call :meth:`mask_gradients`
+    before clipping, so that the norm is the sparse model's.
+
+    Args:
+        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        optimizer: any ``torch.optim.Optimizer`` over its parameters, perhaps wrapped by accelerate.
+        total_steps: optimiser steps of the whole training; schedules depend on it.
+        seed: keys random growth and soft pruning.
+        policy: a policy of one's own instead of the spec's prune and grow.
+
+    Attributes:
+        steps: optimiser steps taken.
+
+    Example:
+        >>> import nt_core, nt_models, nt_torch
+        >>> spec = nt_core.PRESETS["rigl"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> model = nt_torch.compile(spec)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> topology = Topology(model, optimizer, total_steps=1000)
+        >>> for _ in range(2):
+        ...     loss = nt_torch.ensemble_loss(model(torch.randn(4, 8)), torch.tensor([0, 1, 2, 0]))
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     _ = optimizer.step()
+        ...     _ = topology.step()
+        >>> round(topology.density, 2)
+        0.2
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        total_steps: int,
+        seed: int = 0,
+        policy: Policy | None = None,
+    ) -> None:
+        if total_steps < 1:
+            raise TopologyError(f"total_steps: expected at least 1, found {total_steps}")
+        self.model: Ensemble = unwrap(model)
+        self.optimizer: torch.optim.Optimizer = _unwrap_optimizer(optimizer)
+        self.total_steps = total_steps
+        self.steps = 0
+        self._random = Random(seed)
+        self._policy = policy
+        self._dense_gradients: dict[str, Tensor] | None = None
+        self._held_back: list[tuple[nn.Parameter, Tensor]] = []
+        self._unseen_steps = 0
+        self._expect_parameters()
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def density(self) -> float:
+        """Active over all maskable weights."""
+        masks = [self._mask(name) for name in self.model.masked]
+        size = sum(mask.numel() for mask in masks)
+        return sum(int(mask.count_nonzero()) for mask in masks) / size if size else 1.0
+
+    def step(self) -> Update | None:
+        """Update the topology if an update is due after the optimiser's last step.
+
+        Returns:
+            What changed, or None. Calling it when the optimiser took no step does nothing.
+
+        Raises:
+            TopologyError: a gradient or weight is not finite; names weight and step, and nothing has changed.
+        """
+        if not self._unseen_steps:
+            return None
+        self._unseen_steps = 0
+        gradients, self._dense_gradients = self._dense_gradients, None
+        return self._update(gradients) if self._due(self.steps) else None
+
+    def mask_gradients(self) -> None:
+        """Set the gradient of inactive weights to zero, in place; a dense copy is kept if an update is due.
+
+        Called before every optimiser step anyway; call it yourself before clipping.
+        """
+        reads_dense = self._due(self.steps + 1) and self._reads_gradient()
+        if reads_dense and self._dense_gradients is None:
+            self._dense_gradients = {}
+        for name in self.model.masked:
+            gradient = self.model.array(name).grad
+            if gradient is None:
+                continue
+            mask = self._mask(name)
+            if reads_dense:
+                self._keep_dense(name, gradient, mask)
+            remask_(gradient, mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs beside the model's and the optimiser's state."""
+        return {"steps": self.steps, "total_steps": self.total_steps, "seed": self._random.seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.steps, self.total_steps = state["steps"], state["total_steps"]
+        self._random = Random(state["seed"])
+
+    def close(self) -> None:
+        """Take the hooks off the optimiser."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before_step(self, *_: Any) -> None:
+        if self._unseen_steps:
+            raise TopologyError(
+                f"the optimiser takes step {self.steps + 1}, but topology.step() was not called after "
+                f"step {self.steps}; call it once after each optimizer.step()"
+            )
+        if not _will_be_skipped(self.optimizer):
+            self.mask_gradients()
+            if self._due(self.steps + 1) and self._replaces_step():
+                self._hold_back_gradients()
+
+    def _after_step(self, *_: Any) -> None:
+        for parameter, gradient in self._held_back:
+            parameter.grad = gradient
+        self._held_back = []
+        if _will_be_skipped(self.optimizer):
+            self._dense_gradients = None
+            return
+        self.steps += 1
+        self._unseen_steps = 1
+        self._remask()
+
+    def _hold_back_gradients(self) -> None:
+        """Make the optimiser pass over every parameter: it steps over those without a gradient."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._held_back.append((parameter, parameter.grad))
+                    parameter.grad = None
+
+    def _keep_dense(self, name: str, gradient: Tensor, mask: Tensor) -> None:
+        assert self._dense_gradients is not None
+        kept = self._dense_gradients.get(name)
+        # Once masked, it holds only newer micro-batches where inactive, but all of them where active.
+        self._dense_gradients[name] = (
+            gradient.clone() if kept is None else torch.where(mask, gradient, kept + gradient)
+        )
+
+    def _update(self, gradients: Mapping[str, Tensor] | None) -> Update:
+        topology = self.model.spec.topology
+        assert isinstance(topology, Dynamic | GradualPruning)
+        on_device = self._policy is None and all(criterion.exact for criterion in criteria(topology))
+        layers = [self._layer(name, gradients, on_device) for name in self.model.masked]
+        device = layers[0].active.device if layers and not isinstance(layers[0].active, np.ndarray) else None
+        swaps = update(
+            topology,
+            layers,
+            Moment(self.steps, self._random, NUMPY if device is None else TorchArrays(device)),
+            total_steps=self.total_steps,
+            targets=final_counts(topology, self.model.spec.layout),
+            policy=self._policy,
+        )
+        for name, swap in swaps.items():
+            self._apply(name, swap)
+        self._remask()
+        return Update(
+            step=self.steps,
+            pruned={name: len(swap.pruned) for name, swap in swaps.items()},
+            grown={name: len(swap.grown) for name, swap in swaps.items()},
+            active={name: int(self._mask(name).count_nonzero()) for name in swaps},
+        )
+
+    def _layer(self, name: str, gradients: Mapping[str, Tensor] | None, on_device: bool) -> Layer:
+        weights = self.model.array(name).detach()
+        gradient = None
+        if self._reads_gradient():
+            gradient = None if gradients is None else gradients.get(name)
+            if gradient is None:
+                raise TopologyError(
+                    f"weight {name!r}, step {self.steps}: it has no gradient, but the topology grows by it; "
+                    "call topology.step() after backward() and optimizer.step()"
+                )
+        arrays = [weights, gradient, self._mask(name)]
+        if on_device and weights.device.type != "cpu":
+            flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]
+        else:
+            flat = [None if a is None else as_numpy(a).reshape(-1) for a in arrays]
+        return Layer(name=name, weights=flat[0], gradients=flat[1], active=flat[2])
+
+    def _apply(self, name: str, swap: Swap) -> None:
+        mask = self._mask(name)
+        flat = mask.clone(memory_format=torch.contiguous_format).view(-1)
+        pruned, grown = torch.as_tensor(swap.pruned), torch.as_tensor(swap.grown)
+        flat[pruned], flat[grown] = False, True
+        mask.copy_(flat.view(mask.shape))
+        topology = self.model.spec.topology
+        if isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial" and len(swap.grown):
+            self._draw_grown(name, grown)
+
+    def _draw_grown(self, name: str, grown: Tensor) -> None:
+        weight = self.model.array(name)
+        placed = next(p for p in self.model.spec.layout.sparsifiable if p.name == name)
+        stream = self._random.at(weight=name, step=self.steps, purpose="grown value")
+        values = torch.from_numpy(draw(placed.weight, stream, grown.cpu().numpy()))
+        with torch.no_grad():
+            flat = weight.detach().reshape(-1).clone()
+            flat[grown] = values.to(flat)
+            weight.copy_(flat.view(weight.shape))
+
+    @torch.no_grad()
+    def _remask(self) -> None:
+        for name in self.model.masked:
+            weight, mask = self.model.array(name), self._mask(name)
+            remask_(weight.data, mask)
+            for value in self.optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
+                    remask_(value, mask)
+
+    def _mask(self, name: str) -> Tensor:
+        mask = self.model.mask(name)
+        assert mask is not None
+        return mask
+
+    def _due(self, step: int) -> bool:
+        topology = self.model.spec.topology
+        return isinstance(topology, Dynamic | GradualPruning) and topology.due(step, self.total_steps)
+
+    def _reads_gradient(self) -> bool:
+        topology = self.model.spec.topology
+        assert isinstance(topology, Dynamic | GradualPruning)
+        return self._policy is not None or any(c.uses_gradient for c in criteria(topology))
+
+    def _replaces_step(self) -> bool:
+        topology = self.model.spec.topology
+        return isinstance(topology, Dynamic) and topology.semantics.optimizer_step == "replaced"
+
+    def _expect_parameters(self) -> None:
+        ours = {id(self.model.array(name)): name for name in self.model.masked}
+        theirs = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [name for key, name in ours.items() if key not in theirs]
+        if len(missing) == len(ours) > 0:
+            raise TopologyError(
+                f"optimizer: it holds none of the model's {len(ours)} masked weights ({missing[0]!r} first); "
+                "make it of model.parameters() after the model is on its device"
+            )
+
+
+def _unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    inner = optimizer
+    while not isinstance(inner, torch.optim.Optimizer) or hasattr(inner, "accelerator_state"):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise TopologyError(
+                "optimizer: expected a torch.optim.Optimizer, perhaps wrapped, "
+                f"found {type(optimizer).__name__}"
+            )
+    return inner
+
+
+def _will_be_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether a fused optimiser under GradScaler passes over this step: it is called all the same."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

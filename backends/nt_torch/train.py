@@ -1,0 +1,270 @@
+"""The training loop, on Hugging Face accelerate: device, precision, accumulation and trackers are its."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from nt_core import DataError, EnsembleSpec, TopologyError
+from nt_core.checkpoint import Checkpoint
+from nt_core.metrics import Metrics
+from nt_core.training import SGD, Adam, AdamW, Batches, Training
+from nt_torch.checkpoint import checkpoint
+from nt_torch.compile import Ensemble, compile, ensemble_loss  # noqa: A004
+from nt_torch.evaluate import evaluate
+from nt_torch.topology import Topology, Update
+
+Report = Callable[[Mapping[str, Any]], None]
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        model: the trained module.
+        steps: optimiser steps taken.
+        examples: training examples seen.
+        seconds: of training, evaluation between epochs aside.
+        metrics: on the test set, if there was one.
+    """
+
+    model: Ensemble
+    steps: int
+    examples: int
+    seconds: float
+    metrics: Metrics | None
+
+    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
+        """Return the model as a portable checkpoint."""
+        return checkpoint(self.model, record)
+
+
+def train(
+    spec: EnsembleSpec,
+    training: Training,
+    data: Batches,
+    *,
+    seed: int = 0,
+    test: Batches | None = None,
+    device: str | None = None,
+    trackers: Sequence[str] = (),
+    folder: str | Path | None = None,
+    report: Report = lambda _: None,
+) -> Trained:
+    """Train what a spec declares.
+
+    Args:
+        spec: the ensemble; its plan says how long.
+        training: the recipe.
+        data: what to train on.
+        seed: keys initial values, masks, growth and dropout.
+        test: evaluated after each epoch, if given.
+        device: ``"cpu"``, ``"cuda:1"``, …; None: what accelerate finds.
+        trackers: of accelerate, ``"tensorboard"`` say.
+        folder: where trackers write.
+        report: receives what happens, as plain records with an ``event``: ``start``, ``step``, ``update``,
+            ``epoch``.
+
+    Raises:
+        DataError: there is nothing to train on.
+        TopologyError: the loss or a gradient is not finite.
+    """
+    if not len(data):
+        raise DataError("data: expected at least one training example, found none")
+    run = _Run(spec, training, data, seed, device, trackers, folder, report)
+    with _deterministic(training.deterministic):
+        return run.train(test)
+
+
+class _Run:
+    """One training: what its steps share."""
+
+    def __init__(
+        self,
+        spec: EnsembleSpec,
+        training: Training,
+        data: Batches,
+        seed: int,
+        device: str | None,
+        trackers: Sequence[str],
+        folder: str | Path | None,
+        report: Report,
+    ) -> None:
+        self.spec, self.training, self.data, self.report = spec, training, data, report
+        self.accelerator = _accelerator(training, device, trackers, folder)
+        set_seed(seed)
+        self.steps_per_epoch = math.ceil(len(data) / training.batch_size)
+        self.total_steps = spec.plan.total_steps(self.steps_per_epoch)
+        model = compile(spec, seed=seed)
+        if any(array.dim() == 4 for array in model.parameters()):
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.order = _Epochs(data, math.ceil(training.batch_size / training.accumulation))
+        loader: DataLoader[Any] = DataLoader(self.order, batch_size=None)
+        model = model.to(self.accelerator.device)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(
+            model, _optimizer(model, training), loader
+        )
+        self.topology = Topology(self.model, self.optimizer, total_steps=self.total_steps, seed=seed)
+
+    def train(self, test: Batches | None) -> Trained:
+        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.report(
+            {
+                "event": "start",
+                "total_steps": self.total_steps,
+                "total_epochs": epochs,
+                "device": str(self.accelerator.device),
+            }
+        )
+        examples, seconds, metrics = 0, 0.0, None
+        for number in range(1, epochs + 1):
+            began = time.perf_counter()
+            loss, seen = self._epoch(number)
+            seconds += time.perf_counter() - began
+            examples += seen
+            metrics = evaluate(self.model, test) if test is not None else None
+            self._report_epoch(number, loss, seconds, metrics)
+        self.accelerator.end_training()
+        self.topology.close()
+        model = self.accelerator.unwrap_model(self.model)
+        return Trained(
+            model=model, steps=self.topology.steps, examples=examples, seconds=seconds, metrics=metrics
+        )
+
+    def _epoch(self, number: int) -> tuple[float, int]:
+        """Train one epoch; return its mean loss and the examples seen."""
+        self.model.train()
+        self.order.number = number
+        total, seen = torch.zeros((), dtype=torch.float64), 0
+        for inputs, labels in self.loader:
+            total += self._micro_step(inputs, labels).double().cpu() * len(labels)
+            seen += len(labels)
+            if self.topology.steps >= self.total_steps:
+                break
+        mean = float(total) / seen
+        if not math.isfinite(mean):
+            raise TopologyError(
+                f"epoch {number}, step {self.topology.steps}: the loss is {mean}; lower the learning rate "
+                f"({self.training.optimizer.lr:g}), clip the gradient, or check the data"
+            )
+        return mean, seen
+
+    def _micro_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        before = self.topology.steps
+        factor = self.training.learning_rate.at(before, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.optimizer.lr * factor
+        with self.accelerator.accumulate(self.model):
+            with self.accelerator.autocast():
+                logits = self.model(inputs)
+            loss = ensemble_loss(logits.float(), labels, reduction=self.spec.loss_reduction)
+            self.accelerator.backward(loss)
+            if self.training.clip_norm is not None and self.accelerator.sync_gradients:
+                self.accelerator.unscale_gradients()
+                self.topology.mask_gradients()
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+            self.optimizer.step()
+            changed = self.topology.step()
+            self.optimizer.zero_grad()
+        if self.topology.steps > before:
+            self.report({"event": "step", "step": self.topology.steps})
+        if changed is not None:
+            self._report_update(changed)
+        return loss.detach()
+
+    def _report_update(self, changed: Update) -> None:
+        self.report(
+            {
+                "event": "update",
+                "step": changed.step,
+                "pruned": sum(changed.pruned.values()),
+                "grown": sum(changed.grown.values()),
+                "active": sum(changed.active.values()),
+            }
+        )
+
+    def _report_epoch(self, number: int, loss: float, seconds: float, metrics: Metrics | None) -> None:
+        record = {
+            "epoch": number,
+            "step": self.topology.steps,
+            "loss": loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "density": self.topology.density,
+            "seconds": seconds,
+        }
+        if metrics is not None:
+            record |= {
+                "accuracy": metrics.accuracy,
+                "nll": metrics.nll,
+                "ece": metrics.ece,
+                "disagreement": metrics.disagreement,
+            }
+        self.accelerator.log(record, step=self.topology.steps)
+        self.report({"event": "epoch", **record})
+
+
+class _Epochs(IterableDataset[tuple[Tensor, Tensor]]):
+    """A dataset's batches as tensors, for a DataLoader that does not batch again."""
+
+    def __init__(self, data: Batches, batch_size: int) -> None:
+        self.data, self.batch_size, self.number = data, batch_size, 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, labels in self.data.epoch(self.number, self.batch_size):
+            yield torch.from_numpy(inputs), torch.from_numpy(labels)
+
+
+def _accelerator(
+    training: Training, device: str | None, trackers: Sequence[str], folder: str | Path | None
+) -> Accelerator:
+    wanted = torch.device(device) if device else None
+    if wanted is not None and wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DataError(f"device {device!r}: no CUDA device is available; leave --device out, or use cpu")
+        torch.cuda.set_device(wanted)
+    accelerator = Accelerator(
+        cpu=wanted is not None and wanted.type == "cpu",
+        mixed_precision=PRECISIONS[training.precision],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=training.accumulation),
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )
+    if trackers:
+        accelerator.init_trackers("run")
+    return accelerator
+
+
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    match training.optimizer:
+        case SGD(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay):
+            return torch.optim.SGD(
+                model.parameters(), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay
+            )
+        case Adam(lr=lr, betas=betas, eps=eps, weight_decay=decay):
+            return torch.optim.Adam(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
+        case AdamW(lr=lr, betas=betas, eps=eps, weight_decay=decay):
+            return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted or before, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
