@@ -133,10 +133,8 @@ class Explicit(Allocation):
         return Bounds(1.0, 0, size)
 
 
-AnyAllocation = Annotated[
-    Annotated[Uniform | UniformPlus | ER | ERK | ERKPlus | Explicit, Field(discriminator="kind")],
-    BeforeValidator(by_kind),
-]
+_Rules = Annotated[Uniform | UniformPlus | ER | ERK | ERKPlus | Explicit, Field(discriminator="kind")]
+AnyAllocation = Annotated[_Rules, BeforeValidator(by_kind, json_schema_input_type=str | _Rules)]
 """Any rule; in a file also just its name, ``erk``."""
 
 
@@ -158,6 +156,7 @@ def allocate(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str, 
 
     Example:
         >>> import nt_models
+        >>> from nt_core import Single
         >>> layout = Single().layout(nt_models.mlp(inputs=10, hidden=(20,), classes=5))
         >>> allocate(layout, ER(), sparsity=0.5)
         {'head1/hidden1/linear1.weight': 82, 'head1/classifier/linear1.weight': 68}
@@ -204,8 +203,7 @@ def _group(group: str, layout: Layout) -> set[str]:
     placed = layout.sparsifiable
     match group:
         case "@first":
-            first = placed[0]
-            return {p.name for p in placed if p.block == first.block and p.node == first.node}
+            return {p.name for p in placed if (p.block, p.node) == (placed[0].block, placed[0].node)}
         case "@last":
             return {p.name for p in placed if is_last(p)}
         case "@attention":
@@ -246,12 +244,22 @@ def _divide(
     if not least <= budget <= most:
         raise AllocationError(
             f"sparsity {sparsity:g} leaves {budget} of {size} connections, but the allocation needs between "
-            f"{least} and {most}; choose a sparsity from {1 - most / size:.6g} to {1 - least / size:.6g}"
+            f"{least} and {most}; choose a sparsity from {_sparsity(most, size)} to {_sparsity(least, size)}"
         )
     lower = np.array([b.lower for b in bounds], dtype=np.float64)
     upper = np.array([b.upper for b in bounds], dtype=np.float64)
     slope = np.array([b.propensity * p.weight.size for b, p in zip(bounds, placed, strict=True)])
     return _round(_water_fill(slope, lower, upper, budget), lower, upper, budget)
+
+
+def _sparsity(count: int, size: int) -> str:
+    """Write the sparsity that leaves exactly ``count`` elements, with no more digits than that takes."""
+    exact = 1 - max(count, 0.25) / size  # a sparsity is below 1, also where nothing is left
+    return next(
+        text
+        for digits in range(6, 18)
+        if float(text := f"{exact:.{digits}g}") < 1 and round((1 - float(text)) * size) == count
+    )
 
 
 def _water_fill(

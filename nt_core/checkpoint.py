@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         checkpoint: what to write.
 
     Raises:
-        CheckpointError: a value is missing or has another shape than the spec says.
+        CheckpointError: a value is missing, or it or its mask has another shape than the spec says.
     """
     _expect_values(checkpoint)
     tensors: dict[str, NDArray[Any]] = {}
@@ -79,6 +80,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
         "record": dict(checkpoint.record),
     }
+    config = json.loads(json.dumps(config))
+    config["config_sha256"] = _config_sha256(config)
     write_atomically(folder / TENSORS, content)
     write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
 
@@ -100,10 +103,6 @@ def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None)
         spec = EnsembleSpec.from_dict(config["spec"])
     except NeuroTrailsError as error:
         raise CheckpointError(f"{folder / CONFIG}: the spec in it does not validate: {error}") from None
-    if spec.digest() != config["spec_digest"]:
-        raise CheckpointError(
-            f"{folder / CONFIG}: the spec was altered after it was written; restore the file"
-        )
     if expected is not None:
         expect_same_weights(spec, expected, folder)
     tensors = _read_tensors(folder / TENSORS, config["tensors_sha256"])
@@ -124,7 +123,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Read a checkpoint's ``config.json`` alone: its spec and record.
 
     Raises:
-        CheckpointError: it is missing, no JSON, lacks a key, or of a newer format.
+        CheckpointError: it is missing, no JSON, of a newer format, lacks a key, or was altered.
     """
     path = Path(folder) / CONFIG
     try:
@@ -133,16 +132,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON, perhaps truncated: {error}") from None
-    needed = {"format", "spec", "spec_digest", "masked", "tensors_sha256", "record"}
-    if not isinstance(config, dict) or not needed <= config.keys():
-        raise CheckpointError(
-            f"{path}: expected the keys {', '.join(sorted(needed))}; is this a run's folder?"
-        )
+    if not isinstance(config, dict) or "format" not in config:
+        raise CheckpointError(f"{path}: expected a checkpoint's configuration; is this a run's folder?")
     if config["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {config['format']!r}, but this library reads {FORMAT}; upgrade neurotrails"
         )
+    if config.pop("config_sha256", None) != _config_sha256(config):
+        raise CheckpointError(f"{path}: altered after it was written; restore the file")
+    missing = {"spec", "masked", "tensors_sha256", "record"} - config.keys()
+    if missing:
+        raise CheckpointError(f"{path}: expected the keys {', '.join(sorted(missing))}; write it again")
     return config
+
+
+def _config_sha256(config: Mapping[str, Any]) -> str:
+    """Return a hash of everything else a config holds; its layout as text plays no part."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def expect_same_weights(found: EnsembleSpec, expected: EnsembleSpec, folder: Path) -> None:
@@ -186,6 +192,11 @@ def _expect_values(checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"weight {placed.name!r}: expected an array of shape {placed.weight.shape}, "
                 f"found {None if value is None else value.shape}"
+            )
+        mask = checkpoint.masks.get(placed.name)
+        if mask is not None and mask.shape != placed.weight.shape:
+            raise CheckpointError(
+                f"weight {placed.name!r}: expected a mask of shape {placed.weight.shape}, found {mask.shape}"
             )
 
 
@@ -235,9 +246,11 @@ def _from_tensors(
         raise CheckpointError(f"{path}: {error} is missing") from None
     try:
         mask = mask_of_csr(shape, indptr, indices)
+        if values.shape != (mask.count,):
+            raise CheckpointError(f"expected {mask.count} values, found shape {values.shape}")
         flat = np.zeros(placed.weight.size, dtype=values.dtype)
         flat[mask.flat()] = values
-    except ValueError as error:
+    except NeuroTrailsError as error:
         raise CheckpointError(f"{path}: {name!r}: no CSR array of shape {shape}: {error}") from None
     return flat.reshape(shape), mask
 
@@ -248,10 +261,13 @@ def mask_of_csr(shape: Shape, indptr: NDArray[Any], indices: NDArray[Any]) -> Ma
     Raises:
         CheckpointError: rows do not begin in order, or columns are not ascending below the fan-in.
     """
-    rows, columns = shape[0], int(np.prod(shape[1:]))
+    rows, columns = shape[0], math.prod(shape[1:])
+    kinds = indptr.dtype.kind + indices.dtype.kind
+    if not set(kinds) <= set("iu") or indptr.shape != (rows + 1,) or indices.ndim != 1:
+        raise CheckpointError(f"expected integers, {rows + 1} row starts and a list of columns")
     starts = indptr.astype(np.int64)
-    ends_right = starts.shape == (rows + 1,) and starts[0] == 0 and starts[-1] == indices.size
-    if not ends_right or (np.diff(starts) < 0).any() or (indices >= columns).any():
+    ends_right = starts[0] == 0 and starts[-1] == indices.size and (np.diff(starts) >= 0).all()
+    if not ends_right or ((indices < 0) | (indices >= columns)).any():
         raise CheckpointError(f"expected {rows} rows of columns below {columns}")
     flat = np.repeat(np.arange(rows, dtype=np.int64) * columns, np.diff(starts)) + indices.astype(np.int64)
     return Mask.from_flat(shape, flat)

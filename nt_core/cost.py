@@ -31,6 +31,7 @@ class LayerCost:
         active: those of them that are active.
         density: active / size.
         flops: for one example, of the active elements.
+        dense_flops: of all elements: what a dense execution computes.
     """
 
     name: str
@@ -40,11 +41,7 @@ class LayerCost:
     active: int
     density: float
     flops: int
-
-    @property
-    def dense_flops(self) -> int:
-        """FLOPs of all elements: what a dense execution computes."""
-        return self.flops if self.active == self.size else self.flops // max(self.active, 1) * self.size
+    dense_flops: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +176,7 @@ def _layers(layout: Layout, counts: Mapping[str, int]) -> tuple[LayerCost, ...]:
             active=counts[p.name],
             density=counts[p.name] / p.weight.size,
             flops=flops[p.name],
+            dense_flops=2 * p.weight.size * p.positions,
         )
         for p in layout.sparsifiable
     )

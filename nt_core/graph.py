@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import networkx as nx
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from nt_core.errors import GraphError, nearest
-from nt_core.ops import AnyOp, Op
+from nt_core.ops import AnyOp, Embedding, Op
 from nt_core.values import Count, Shape, Value, explain
 
 INPUT = "input"
@@ -64,6 +64,7 @@ class Tokens(Value):
 
 AnyInput = Annotated[Image | Features | Tokens, Field(discriminator="kind")]
 BlockKind = Literal["stem", "counted", "classifier"]
+_NO_OTHER_KEYS = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class Node:
         inputs: references to what it reads: ``"input"`` or ``"block/node"``.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_KEYS
     name: str
     op: AnyOp
     inputs: tuple[str, ...]
@@ -85,6 +87,7 @@ class Node:
 class Block:
     """Some nodes in the order in which they run, and the reference of what the block gives on."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_KEYS
     name: str
     kind: BlockKind
     nodes: tuple[Node, ...]
@@ -122,14 +125,19 @@ class BlockGraph:
         (('hidden1', 'hidden2'), (10,))
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_KEYS
     input: AnyInput
     blocks: tuple[Block, ...]
     origin: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_names(self.blocks)
+        _check_kinds(self.blocks)
+        _check_references(self.blocks)
+        _check_tokens(self.input, self.blocks)
+        _check_idle_ops(self.blocks)
         _check_edges(self.graph)
-        _check_kinds(self.blocks, self.graph)
+        _check_order(self.blocks, self.graph)
         _ = self.shapes
 
     @cached_property
@@ -141,7 +149,6 @@ class BlockGraph:
             net.add_node(block.name, kind=block.kind)
         for block in self.blocks:
             for ref in block.reads():
-                _expect_known(ref, self.blocks, f"block {block.name!r}")
                 crossing = (
                     net.edges[owner(ref), block.name]["references"]
                     if net.has_edge(owner(ref), block.name)
@@ -238,10 +245,49 @@ def _check_name(name: str, seen: set[str], what: str) -> None:
     seen.add(name)
 
 
-def _expect_known(ref: str, blocks: tuple[Block, ...], where: str) -> None:
-    known = [INPUT] + [f"{block.name}/{node.name}" for block in blocks for node in block.nodes]
-    if ref not in known:
-        raise GraphError(f"{where}: reads {ref!r}, which nothing computes{nearest(ref, known)}")
+def _check_references(blocks: tuple[Block, ...]) -> None:
+    known = dict.fromkeys([INPUT, *(f"{block.name}/{node.name}" for block in blocks for node in block.nodes)])
+    for block in blocks:
+        for node in block.nodes:
+            for ref in node.inputs:
+                if ref not in known:
+                    where = f"block {block.name!r}, op {node.name!r} ({node.op.kind})"
+                    raise GraphError(f"{where}: reads {ref!r}, which nothing computes{nearest(ref, known)}")
+        if block.output not in known:
+            raise GraphError(
+                f"block {block.name!r}: gives on {block.output!r}, which nothing computes"
+                f"{nearest(block.output, known)}"
+            )
+
+
+def _check_tokens(given: Image | Features | Tokens, blocks: tuple[Block, ...]) -> None:
+    """Token numbers go into embeddings and nothing else does."""
+    for block in blocks:
+        for node in block.nodes:
+            where = f"block {block.name!r}, op {node.name!r} ({node.op.kind})"
+            reads_tokens = isinstance(given, Tokens) and INPUT in node.inputs
+            if isinstance(node.op, Embedding):
+                if not isinstance(given, Tokens) or node.inputs != (INPUT,):
+                    raise GraphError(f"{where}: expected token numbers, found floats; read the Tokens input")
+                if node.op.vocabulary < given.vocabulary:
+                    raise GraphError(
+                        f"{where}: expected a vocabulary of at least {given.vocabulary} as the input has, "
+                        f"found {node.op.vocabulary}"
+                    )
+            elif reads_tokens:
+                raise GraphError(f"{where}: expected floats, found token numbers; put an embedding between")
+
+
+def _check_idle_ops(blocks: tuple[Block, ...]) -> None:
+    read = {block.output for block in blocks}
+    read |= {ref for block in blocks for node in block.nodes for ref in node.inputs}
+    for block in blocks:
+        for node in block.nodes:
+            if f"{block.name}/{node.name}" not in read:
+                raise GraphError(
+                    f"block {block.name!r}, op {node.name!r} ({node.op.kind}): nothing reads what it gives; "
+                    "use or delete it"
+                )
 
 
 def _check_edges(graph: nx.DiGraph) -> None:
@@ -258,12 +304,15 @@ def _check_edges(graph: nx.DiGraph) -> None:
             raise GraphError(f"{name!r} does not lead to the classifier {last!r}; connect or delete it")
 
 
-def _check_kinds(blocks: tuple[Block, ...], graph: nx.DiGraph) -> None:
+def _check_kinds(blocks: tuple[Block, ...]) -> None:
     order = {"stem": 0, "counted": 1, "classifier": 2}
     kinds = [order[block.kind] for block in blocks]
     if kinds != sorted(kinds) or kinds.count(2) != 1:
         found = ", ".join(f"{block.name} ({block.kind})" for block in blocks)
         raise GraphError(f"graph: expected stems, then counted blocks, then one classifier; found {found}")
+
+
+def _check_order(blocks: tuple[Block, ...], graph: nx.DiGraph) -> None:
     position = {INPUT: -1} | {block.name: i for i, block in enumerate(blocks)}
     for reader in blocks:
         for source in graph.predecessors(reader.name):

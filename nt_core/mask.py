@@ -48,10 +48,7 @@ class Mask:
         Raises:
             TopologyError: a position is doubled, out of order or outside the weight.
         """
-        size = math.prod(shape)
-        flat = np.asarray(positions, dtype=np.int64)
-        if flat.size and (flat[0] < 0 or flat[-1] >= size or (np.diff(flat) <= 0).any()):
-            raise TopologyError(f"mask of shape {shape}: expected ascending flat positions below {size}")
+        flat = _flat_positions(shape, positions)
         rows, columns = _two_dimensional(shape)
         indptr = np.searchsorted(flat, np.arange(rows + 1, dtype=np.int64) * columns).astype(np.int64)
         indices = np.remainder(flat, max(columns, 1))
@@ -98,9 +95,10 @@ class Mask:
         """Return the mask without the pruned and with the grown positions.
 
         Raises:
-            TopologyError: a pruned position is inactive, or a grown one active.
+            TopologyError: a pruned position is inactive, or a grown one active; or as :meth:`from_flat`.
         """
         active = self.dense().reshape(-1)
+        pruned, grown = _flat_positions(self.shape, pruned), _flat_positions(self.shape, grown)
         if not active[pruned].all():
             raise TopologyError(f"mask of shape {self.shape}: pruned positions must be active")
         active[pruned] = False
@@ -135,6 +133,15 @@ class Mask:
 
     def __repr__(self) -> str:
         return f"Mask(shape={self.shape}, count={self.count}, density={self.density:.4g})"
+
+
+def _flat_positions(shape: Shape, positions: Positions) -> NDArray[np.int64]:
+    given, size = np.asarray(positions), math.prod(shape)
+    flat = given.astype(np.int64)
+    integers = given.ndim == 1 and (given.dtype.kind in "iu" or not given.size)
+    if not integers or (flat.size and (flat[0] < 0 or flat[-1] >= size or (np.diff(flat) <= 0).any())):
+        raise TopologyError(f"mask of shape {shape}: expected ascending flat positions below {size}")
+    return flat
 
 
 def _two_dimensional(shape: Shape) -> tuple[int, int]:

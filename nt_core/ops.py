@@ -19,7 +19,8 @@ from nt_core.errors import GraphError
 from nt_core.values import Count, Fraction, Shape, Value
 
 Pair = tuple[Count, Count]
-Padding = tuple[tuple[int, int], tuple[int, int]]
+NotNegative = Annotated[int, Field(ge=0)]
+Padding = tuple[tuple[NotNegative, NotNegative], tuple[NotNegative, NotNegative]]
 """((top, bottom), (left, right)), in pixels."""
 
 Init = Literal["he_normal", "lecun_uniform", "normal_002"]

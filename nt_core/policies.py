@@ -149,14 +149,13 @@ class AtRandom(Criterion):
         return draws.uniform(where)
 
 
-AnyPrune = Annotated[
-    Annotated[
-        Magnitude | SignedMagnitude | SoftMagnitude | MagnitudeAndGradient | AtRandom,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(by_kind),
+_Prunes = Annotated[
+    Magnitude | SignedMagnitude | SoftMagnitude | MagnitudeAndGradient | AtRandom,
+    Field(discriminator="kind"),
 ]
-AnyGrow = Annotated[Annotated[Gradient | AtRandom, Field(discriminator="kind")], BeforeValidator(by_kind)]
+_Grows = Annotated[Gradient | AtRandom, Field(discriminator="kind")]
+AnyPrune = Annotated[_Prunes, BeforeValidator(by_kind, json_schema_input_type=str | _Prunes)]
+AnyGrow = Annotated[_Grows, BeforeValidator(by_kind, json_schema_input_type=str | _Grows)]
 
 Policy = Callable[[Layer, int, Moment], Swap]
 """(layer, count, moment) → what changes. Pure: the same arguments give the same swap."""
@@ -218,10 +217,20 @@ def drop_positions(criterion: Criterion, layer: Layer, count: int, moment: Momen
     positive = layer.active & (layer.weights >= 0)
     negative = layer.active & (layer.weights < 0)
     from_positive = share_by_sign(count, arrays.count(positive), arrays.count(negative))
-    flags = ~arrays.ones(layer.active.shape[0])
-    flags[arrays.top_k(negated, positive, from_positive)] = True
-    flags[arrays.top_k(negated, negative, count - from_positive)] = True
-    return arrays.nonzero(flags)
+    return union(
+        arrays.top_k(negated, positive, from_positive),
+        arrays.top_k(negated, negative, count - from_positive),
+        layer,
+        moment,
+    )
+
+
+def union(some: Array, others: Array, layer: Layer, moment: Moment) -> Array:
+    """Return the positions of both, ascending."""
+    flags = ~moment.arrays.ones(layer.active.shape[0])
+    flags[some] = True
+    flags[others] = True
+    return moment.arrays.nonzero(flags)
 
 
 def share_by_sign(count: int, positive: int, negative: int) -> int:

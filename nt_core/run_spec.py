@@ -125,11 +125,13 @@ def spell_out(data: Mapping[str, Any], architectures: Architectures) -> RunSpec:
     Raises:
         SpecError: as :func:`read_spec`.
     """
+    _expect_names(data, "")
     version = data.get("version", VERSION)
     if isinstance(version, int) and version > VERSION:
         raise SpecError(
             f"version: {version} is newer than this library understands ({VERSION}); upgrade neurotrails"
         )
+    data = merge({"training": Training().model_dump()}, data)
     spec = RunSpec(**_with_preset(data, architectures))
     spec.ensemble(architectures)
     return spec
@@ -139,7 +141,7 @@ def _with_preset(data: Mapping[str, Any], architectures: Architectures) -> Mappi
     preset = data.get("preset")
     if preset is None:
         return data
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise SpecError(f"preset: no preset {preset!r}{nearest(str(preset), PRESETS)}")
     graph = build_graph(data.get("graph", DEFAULT_GRAPH), architectures)
     defaults = PRESETS[preset](graph).to_dict()
@@ -147,18 +149,34 @@ def _with_preset(data: Mapping[str, Any], architectures: Architectures) -> Mappi
     return merge(base, data)
 
 
+def _expect_names(data: Any, path: str) -> None:
+    """Refuse keys that YAML reads as something else than text: numbers, dates, a bare ``on`` or ``no``."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                raise SpecError(
+                    f"{path}{key!r}: expected a name as key, found {type(key).__name__}; quote it"
+                )
+            _expect_names(value, f"{path}{key}.")
+    elif isinstance(data, list):
+        for number, value in enumerate(data):
+            _expect_names(value, f"{path}{number}.")
+
+
 def build_graph(source: Mapping[str, Any], architectures: Architectures) -> BlockGraph:
     """Build the graph a spec names, or read it where it is given whole.
 
     Raises:
-        SpecError: an unknown architecture or argument (with the nearest name).
+        SpecError: no keys and values; an unknown architecture or argument (with the nearest name).
         GraphError: the architecture cannot be built so.
     """
+    if not isinstance(source, Mapping):
+        raise SpecError(f"graph: expected keys and values; found {source!r}")
     if "blocks" in source:
         return BlockGraph.from_dict(source)
     arguments = dict(source)
     name = arguments.pop("name", None)
-    if name not in architectures:
+    if not isinstance(name, str) or name not in architectures:
         raise SpecError(f"graph.name: no architecture {name!r}{nearest(str(name), architectures)}")
     return architectures[name](**arguments)
 
@@ -213,5 +231,23 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of spec files, for editors and validators."""
-    return RunSpec.model_json_schema()
+    """Return the JSON Schema of spec files, for editors and validators.
+
+    A preset may stand for what a file leaves out, so neither the graph nor any ``kind`` is required.
+    """
+    schema: dict[str, Any] = _any_of(RunSpec.model_json_schema())
+    schema["required"].remove("graph")
+    return schema
+
+
+def _any_of(schema: Any) -> Any:
+    """Replace ``oneOf``: values that leave their kind to a preset may be of several."""
+    if isinstance(schema, list):
+        return [_any_of(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        "anyOf" if key == "oneOf" else key: _any_of(each)
+        for key, each in schema.items()
+        if key != "discriminator"
+    }

@@ -81,7 +81,7 @@ class EnsembleSpec(Value):
         >>> spec = EnsembleSpec(graph=nt_models.wide_resnet(depth=28, width=10, classes=100),
         ...                     structure=MultiHead(split=4, heads=3), topology=Dynamic(sparsity=0.8))
         >>> spec.members, sum(spec.counts.values())
-        (3, 21255819)
+        (3, 21255766)
     """
 
     error_path: ClassVar[str] = ""

@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from nt_core.errors import GraphError, nearest
 from nt_core.graph import INPUT, Block, BlockGraph, Node, owner
@@ -177,6 +178,17 @@ class Independent(Structure):
         return _spread(graph, shared=0, members=self.count)
 
 
+def _expect_split(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
+        raise PydanticCustomError(
+            "split", "expected a number of counted blocks, at least 0, or the name of the backbone's last one"
+        )
+    return value
+
+
+Split = Annotated[Annotated[int, Field(ge=0)] | str, BeforeValidator(_expect_split)]
+
+
 class MultiHead(Structure):
     """A shared backbone and M heads, cut at a block (TreeNet, Lee et al. 2015; NeuroTrails, §3).
 
@@ -187,7 +199,7 @@ class MultiHead(Structure):
     """
 
     kind: Literal["multi_head"] = "multi_head"
-    split: Annotated[int, Field(ge=0)] | str
+    split: Split
     heads: Count
 
     @property

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from nt_core.allocation import ERK, AnyAllocation, Sparsity, allocate
+from nt_core.errors import SpecError
 from nt_core.policies import AnyGrow, AnyPrune, Criterion, Gradient, Magnitude
 from nt_core.schedules import SCHEDULES
 from nt_core.structure import Layout
@@ -96,7 +97,9 @@ class Dynamic(Value):
     allocation: AnyAllocation = ERK()
     prune: AnyPrune = Magnitude()
     grow: AnyGrow = Gradient()
-    drop_fraction: Annotated[DropFraction, BeforeValidator(_spell_out)] = DropFraction()
+    drop_fraction: Annotated[
+        DropFraction, BeforeValidator(_spell_out, json_schema_input_type=Fraction | DropFraction)
+    ] = DropFraction()
     interval: Count = 100
     scope: Scope = "layer"
     semantics: Semantics = Semantics()
@@ -130,6 +133,12 @@ class GradualPruning(Value):
     end: Fraction = 0.75
     interval: Count = 100
     scope: Scope = "global"
+
+    @model_validator(mode="after")
+    def _check(self) -> GradualPruning:
+        if self.begin > self.end:
+            raise SpecError(f"topology.begin: expected at most end={self.end:g}, found {self.begin:g}")
+        return self
 
     def due(self, step: int, total_steps: int) -> bool:
         """Tell whether a pruning follows the ``step``-th optimiser step (counted from 1)."""

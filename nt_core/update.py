@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from nt_core.arrays import Array, Moment
+from nt_core.errors import TopologyError
 from nt_core.policies import (
     Criterion,
     Layer,
@@ -14,7 +16,9 @@ from nt_core.policies import (
     expect_finite,
     net_swap,
     scores,
+    share_by_sign,
     swap,
+    union,
 )
 from nt_core.schedules import cubic_sparsity
 from nt_core.topology import Dynamic, GradualPruning, criteria
@@ -37,15 +41,22 @@ def update(
         moment: the step, the run's randomness, the array library.
         total_steps: optimiser steps of the whole training.
         targets: the final count of each weight, from :func:`nt_core.topology.final_counts`.
-        policy: a policy of one's own instead of the topology's prune and grow.
+        policy: a policy of one's own instead of the topology's prune and grow; it sees one weight at a time,
+            so it needs a ``Dynamic`` topology with ``scope="layer"``.
 
     Returns:
         What changes in each weight. Of each weight (``scope="layer"``), or of all together (``global``),
         ⌊fraction·active⌋ connections are replaced.
 
     Raises:
-        TopologyError: something that is read is not finite; then no weight has a swap.
+        TopologyError: something that is read is not finite, then no weight has a swap; or a policy is given
+            that could not be used.
     """
+    if policy is not None and (isinstance(topology, GradualPruning) or topology.scope == "global"):
+        raise TopologyError(
+            f"policy: expected a dynamic topology with scope 'layer', found {topology.kind} with scope "
+            f"{topology.scope!r}; leave the policy out or change the topology"
+        )
     reads_gradient = policy is not None or any(criterion.uses_gradient for criterion in criteria(topology))
     for layer in layers:
         expect_finite(layer, moment, gradients=reads_gradient)
@@ -63,13 +74,15 @@ def update(
 
 
 def share_of(active: int, fraction: float) -> int:
-    """Return ⌊fraction·active⌋, safe against a product that is an integer but for rounding.
+    """Return ⌊fraction·active⌋; a product that is an integer but for rounding counts as that integer.
 
     Example:
         >>> share_of(100, 0.29), int(100 * 0.29)
         (29, 28)
     """
-    return min(active, int(fraction * active + 1e-9))
+    product = fraction * active
+    whole = round(product)
+    return min(active, whole if math.isclose(product, whole, rel_tol=1e-14, abs_tol=1e-9) else int(product))
 
 
 def _prune(
@@ -117,7 +130,15 @@ def _swap_globally(
 
 
 def _drop_globally(criterion: Criterion, layers: Sequence[Layer], count: int, moment: Moment) -> list[Array]:
-    return _best_of_all(criterion, layers, [layer.active for layer in layers], count, moment, "prune")
+    if not criterion.by_sign:
+        return _best_of_all(criterion, layers, [layer.active for layer in layers], count, moment, "prune")
+    positive = [layer.active & (layer.weights >= 0) for layer in layers]
+    negative = [layer.active & (layer.weights < 0) for layer in layers]
+    totals = [sum(moment.arrays.count(flags) for flags in sign) for sign in (positive, negative)]
+    from_positive = share_by_sign(count, *totals)
+    above = _best_of_all(criterion, layers, positive, from_positive, moment, "prune")
+    below = _best_of_all(criterion, layers, negative, count - from_positive, moment, "prune")
+    return [union(a, b, layer, moment) for a, b, layer in zip(above, below, layers, strict=True)]
 
 
 def _best_of_all(

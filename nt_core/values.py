@@ -83,10 +83,12 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
 def _describe(mistake: Any, path: str, known: list[str]) -> tuple[str, str]:
     found = "" if isinstance(mistake["input"], dict | BaseModel) else f"; found {mistake['input']!r}"
     match mistake["type"]:
-        case "extra_forbidden":
+        case "extra_forbidden" | "unexpected_keyword_argument":
             return path, f"unknown key{nearest(path.rpartition('.')[2], known) if known else ''}"
-        case "missing":
+        case "missing" | "missing_keyword_only_argument":
             return path, "missing; it must be given"
+        case "union_tag_not_found" if isinstance(mistake["input"], dict):
+            return f"{path}.kind", "missing; it must be given"
         case "union_tag_invalid":
             tag, kinds = mistake["ctx"]["tag"], re.findall(r"'(.*?)'", mistake["ctx"]["expected_tags"])
             return f"{path}.kind", f"no kind {tag!r}{nearest(tag, kinds)}"

@@ -229,12 +229,14 @@ def unwrap(model: nn.Module) -> Ensemble:
     """
     inner: object = model
     while not isinstance(inner, Ensemble):
-        outer, inner = inner, getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if inner is None:
+        wrapped = [getattr(inner, name, None) for name in ("module", "_orig_mod")]
+        found = [candidate for candidate in wrapped if isinstance(candidate, nn.Module)]
+        if not found:
             raise DataError(
                 "model: expected what nt_torch.compile returned, perhaps wrapped; "
-                f"found {type(outer).__name__}"
+                f"found {type(inner).__name__}"
             )
+        inner = found[0]
     return inner
 
 

@@ -95,7 +95,8 @@ class Topology:
         self._policy = policy
         self._dense_gradients: dict[str, Tensor] | None = None
         self._held_back: list[tuple[nn.Parameter, Tensor]] = []
-        self._unseen_steps = 0
+        self._unseen_step = False
+        self._depth = 0
         self._expect_parameters()
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -118,9 +119,10 @@ class Topology:
         Raises:
             TopologyError: a gradient or weight is not finite; names weight and step, and nothing has changed.
         """
-        if not self._unseen_steps:
+        self._depth = 0
+        if not self._unseen_step:
             return None
-        self._unseen_steps = 0
+        self._unseen_step = False
         gradients, self._dense_gradients = self._dense_gradients, None
         return self._update(gradients) if self._due(self.steps) else None
 
@@ -156,17 +158,24 @@ class Topology:
             hook.remove()
 
     def _before_step(self, *_: Any) -> None:
-        if self._unseen_steps:
+        if self._depth:
+            self._depth += 1  # a subclass calls its base's step
+            return
+        if self._unseen_step:
             raise TopologyError(
                 f"the optimiser takes step {self.steps + 1}, but topology.step() was not called after "
                 f"step {self.steps}; call it once after each optimizer.step()"
             )
+        self._depth = 1
         if not _will_be_skipped(self.optimizer):
             self.mask_gradients()
             if self._due(self.steps + 1) and self._replaces_step():
                 self._hold_back_gradients()
 
     def _after_step(self, *_: Any) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         for parameter, gradient in self._held_back:
             parameter.grad = gradient
         self._held_back = []
@@ -174,7 +183,7 @@ class Topology:
             self._dense_gradients = None
             return
         self.steps += 1
-        self._unseen_steps = 1
+        self._unseen_step = True
         self._remask()
 
     def _hold_back_gradients(self) -> None:

@@ -1,0 +1,37 @@
+"""The one table of what each op computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from nt_core import ops
+from nt_core.ops import Op
+from nt_core.reference.attention import attention
+from nt_core.reference.contract import Reference
+from nt_core.reference.dense import embedding, linear
+from nt_core.reference.elementwise import activation, add, concat, dropout, flatten, multiply
+from nt_core.reference.images import avg_pool2d, conv2d, global_avg_pool, max_pool2d
+from nt_core.reference.norms import batch_norm, layer_norm, rms_norm
+
+REFERENCE: Mapping[type[Op], Reference] = MappingProxyType(
+    {
+        ops.Conv2d: conv2d,
+        ops.Linear: linear,
+        ops.Embedding: embedding,
+        ops.BatchNorm: batch_norm,
+        ops.LayerNorm: layer_norm,
+        ops.RMSNorm: rms_norm,
+        ops.Activation: activation,
+        ops.MaxPool2d: max_pool2d,
+        ops.AvgPool2d: avg_pool2d,
+        ops.GlobalAvgPool: global_avg_pool,
+        ops.Flatten: flatten,
+        ops.Dropout: dropout,
+        ops.Add: add,
+        ops.Multiply: multiply,
+        ops.Concat: concat,
+        ops.Attention: attention,
+    }
+)
+"""Each op's truth; its keys are exactly :data:`nt_core.ops.OPS`."""

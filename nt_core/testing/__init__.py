@@ -1,0 +1,40 @@
+"""A conformance suite that any backend can call, and Hypothesis strategies for tests.
+
+Nothing here needs a test runner. :mod:`nt_core.testing.strategies` needs Hypothesis and is imported by tests
+alone.
+"""
+
+from nt_core.testing.cases import Case, model_cases, op_cases
+from nt_core.testing.conformance import (
+    CHECKS,
+    TOLERANCES,
+    Backend,
+    check_dropout,
+    check_forward,
+    check_gradients,
+    check_running_statistics,
+    check_step,
+)
+from nt_core.testing.data import random_input, random_masks, random_values
+from nt_core.testing.numpy_backend import NumpyBackend
+from nt_core.testing.updates import check_update, update_cases
+
+__all__ = [
+    "CHECKS",
+    "TOLERANCES",
+    "Backend",
+    "Case",
+    "NumpyBackend",
+    "check_dropout",
+    "check_forward",
+    "check_gradients",
+    "check_running_statistics",
+    "check_step",
+    "check_update",
+    "model_cases",
+    "op_cases",
+    "random_input",
+    "random_masks",
+    "random_values",
+    "update_cases",
+]

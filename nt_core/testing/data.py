@@ -1,0 +1,88 @@
+"""Values, inputs and masks for a comparison: arbitrary, never zero, and keyed by name."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from nt_core.graph import BlockGraph, Tokens
+from nt_core.mask import Mask
+from nt_core.ops import Weight
+from nt_core.reference import Array
+from nt_core.structure import Layout
+
+GRID = 0.25
+"""The step of values with ties: a power of two, so that short sums of products are exact in any dtype."""
+
+
+def generator(seed: int, key: str) -> np.random.Generator:
+    """Return a generator for one array, so that what it draws does not depend on the other arrays."""
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
+
+
+def random_values(
+    layout: Layout, seed: int, dtype: DTypeLike = np.float64, *, ties: bool = False
+) -> dict[str, Array]:
+    """Draw every array of a layout: no element is 0 and running variances are positive.
+
+    Args:
+        layout: what to draw for.
+        seed: another seed, other values.
+        dtype: the float32 values are the float64 ones, rounded.
+        ties: draw multiples of :data:`GRID` from a handful.
+
+    Returns:
+        Arrays by full name.
+
+    Example:
+        >>> from nt_core import Single
+        >>> from nt_core.testing.models import perceptron
+        >>> values = random_values(Single().layout(perceptron()), seed=0)
+        >>> values["head1/hidden1/linear1.weight"].shape, all((v != 0).all() for v in values.values())
+        ((6, 7), True)
+    """
+    return {
+        placed.name: _draw(placed.weight, generator(seed, placed.name), ties).astype(dtype)
+        for placed in layout.weights
+    }
+
+
+def random_input(
+    graph: BlockGraph, batch: int, seed: int, dtype: DTypeLike = np.float64, *, ties: bool = False
+) -> Array:
+    """Draw a batch that a graph can read: int64 token numbers, or numbers around 0. (batch, *shape)."""
+    draw = generator(seed, "input")
+    shape = (batch, *graph.input.shape)
+    if isinstance(graph.input, Tokens):
+        return draw.integers(0, graph.input.vocabulary, shape)
+    return (draw.integers(-2, 3, shape) * GRID if ties else draw.normal(size=shape)).astype(dtype)
+
+
+def random_masks(layout: Layout, seed: int) -> dict[str, Mask]:
+    """Draw a mask for every weight that may have one, by full name.
+
+    The first is full; the others keep about two thirds, and something of every output, so that activations
+    and gradients still flow and no batch norm has a constant to divide by its deviation.
+    """
+    masks = {}
+    for number, placed in enumerate(layout.sparsifiable):
+        draw = generator(seed, f"mask {placed.name}")
+        rows = placed.weight.shape[0]
+        active = draw.random((rows, placed.weight.size // rows)) < (0.6 if number else 1.0)
+        active[np.arange(rows), draw.integers(active.shape[1], size=rows)] = True
+        masks[placed.name] = Mask.from_dense(active.reshape(placed.weight.shape))
+    return masks
+
+
+def _draw(weight: Weight, draw: np.random.Generator, ties: bool) -> Array:
+    signs = draw.choice([-1.0, 1.0], weight.shape)
+    if weight.name == "running_var":
+        return draw.uniform(0.5, 2.0, weight.shape)
+    if ties:
+        return np.asarray(signs * draw.integers(1, 3, weight.shape) * GRID)
+    if weight.role == "kernel":
+        return np.asarray(draw.normal(size=weight.shape) / math.sqrt(math.prod(weight.shape[1:])))
+    return np.asarray(signs * draw.uniform(0.2, 1.5, weight.shape))

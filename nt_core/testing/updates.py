@@ -1,0 +1,79 @@
+"""Check that a backend's own selection and randomness choose what NumPy chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.arrays import NUMPY, Array, Arrays, Moment
+from nt_core.policies import Layer
+from nt_core.random import Random
+from nt_core.topology import Dynamic, GradualPruning, Semantics
+from nt_core.update import update
+
+
+def update_cases() -> tuple[Dynamic | GradualPruning, ...]:
+    """Return a topology for every exact prune and grow, scope and semantics."""
+    grown: list[Dynamic | GradualPruning] = [
+        Dynamic(
+            sparsity=0.5, prune=prune, grow=grow, scope=scope, semantics=Semantics(regrow=regrow), interval=1
+        )
+        for prune in ("magnitude", "signed_magnitude", "random")
+        for grow in ("gradient", "random")
+        for scope in ("layer", "global")
+        for regrow in ("out", "return")
+        if not (prune == "signed_magnitude" and scope == "global")
+    ]
+    return (*grown, *(GradualPruning(sparsity=0.5, interval=1, scope=scope) for scope in ("layer", "global")))
+
+
+def check_update(
+    arrays: Arrays,
+    topology: Dynamic | GradualPruning,
+    layers: Sequence[Layer],
+    *,
+    put: Callable[[NDArray[Any]], Array],
+    get: Callable[[Array], NDArray[Any]],
+    step: int = 1,
+    total_steps: int = 4,
+    seed: int = 0,
+) -> None:
+    """Compare one update on a backend's arrays with NumPy's.
+
+    Args:
+        arrays: the backend's.
+        topology: what to update by.
+        layers: NumPy's.
+        put: makes the backend's array of NumPy's.
+        get: the way back.
+        step: optimiser steps taken.
+        total_steps: of the whole training.
+        seed: of the run's randomness.
+
+    Raises:
+        AssertionError: another choice, in any position.
+    """
+    targets = {layer.name: layer.active.size // 2 for layer in layers}
+    theirs = [
+        Layer(
+            name=layer.name,
+            weights=put(layer.weights),
+            gradients=None if layer.gradients is None else put(layer.gradients),
+            active=put(layer.active),
+        )
+        for layer in layers
+    ]
+    wanted = update(
+        topology, layers, Moment(step, Random(seed), NUMPY), total_steps=total_steps, targets=targets
+    )
+    found = update(
+        topology, theirs, Moment(step, Random(seed), arrays), total_steps=total_steps, targets=targets
+    )
+    np.testing.assert_equal(sorted(found), sorted(wanted))
+    for name, swap in wanted.items():
+        np.testing.assert_array_equal(get(found[name].pruned), swap.pruned, f"{name}: pruned")
+        np.testing.assert_array_equal(get(found[name].grown), swap.grown, f"{name}: grown")
+        np.testing.assert_equal(found[name].returned, swap.returned, f"{name}: returned")

@@ -1,0 +1,150 @@
+"""The PyTorch backend gives the NumPy reference's numbers."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nt_models
+from nt_core import EnsembleSpec, Random
+from nt_core.ops import OPS
+from nt_core.policies import Layer
+from nt_core.testing import CHECKS, check_dropout, check_update, model_cases, op_cases, update_cases
+from nt_torch.arrays import TorchArrays, threefry2x32
+from nt_torch.compile import Ensemble, as_numpy
+from nt_torch.lowering import LOWERINGS
+from nt_torch.topology import Topology
+
+CASES = [
+    *op_cases(),
+    *model_cases({"wide_resnet": nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=1)}),
+]
+
+
+class TorchBackend:
+    def build(self, case, values):
+        model = Ensemble(EnsembleSpec(graph=case.graph, structure=case.structure))
+        kinds = {v.dtype for v in values.values()}
+        model = model.to(torch.float64 if kinds == {np.dtype(np.float64)} else torch.float32)
+        with torch.no_grad():
+            for name, value in values.items():
+                model.array(name).copy_(torch.from_numpy(value))
+        return model
+
+    def forward(self, case, values, x, *, training):
+        model = self.build(case, values).train(training)
+        return as_numpy(model(torch.from_numpy(x)))
+
+    def gradients(self, case, values, x, upstream):
+        model = self.build(case, values)
+        (model(torch.from_numpy(x)) * torch.from_numpy(upstream)).sum().backward()
+        trainable = [p.name for p in case.layout.weights if p.weight.trainable]
+        return {name: as_numpy(model.array(name).grad) for name in trainable}
+
+    def running(self, case, values, x):
+        model = self.build(case, values)
+        model(torch.from_numpy(x))
+        names = [p.name for p in case.layout.weights if not p.weight.trainable]
+        return {name: as_numpy(model.array(name)) for name in names}
+
+    def step(self, case, values, masks, x, upstream, *, learning_rate):
+        model = self.build(case, values)
+        for name, mask in masks.items():
+            model.set_mask(name, mask)
+        logits = model(torch.from_numpy(x))
+        if values:
+            optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+            topology = Topology(model, optimizer, total_steps=10)
+            (logits * torch.from_numpy(upstream)).sum().backward()
+            optimizer.step()
+            topology.step()
+        return {p.name: as_numpy(model.array(p.name)) for p in case.layout.weights}
+
+
+def test_every_op_has_a_lowering():
+    assert set(LOWERINGS) == set(OPS)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conforms_to_the_reference(case, check, dtype):
+    check(TorchBackend(), case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+def test_dropout(dtype):
+    torch.manual_seed(0)
+    check_dropout(TorchBackend(), dtype)
+
+
+VALUES = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
+
+
+@st.composite
+def layers(draw):
+    made = []
+    for number in range(draw(st.integers(1, 3))):
+        size = draw(st.integers(1, 40))
+        arrays = [
+            np.array(draw(st.lists(VALUES, min_size=size, max_size=size)), np.float32) for _ in range(2)
+        ]
+        active = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+        made.append(Layer(name=f"w{number}", weights=arrays[0] * active, gradients=arrays[1], active=active))
+    return made
+
+
+@pytest.mark.parametrize("topology", update_cases(), ids=lambda t: "-".join(map(str, _label(t))))
+@given(layers=layers(), step=st.integers(1, 3), seed=st.integers(0, 3))
+def test_updates_choose_what_numpy_chooses(topology, layers, step, seed):
+    check_update(
+        TorchArrays(torch.device("cpu")),
+        topology,
+        layers,
+        put=torch.from_numpy,
+        get=lambda tensor: tensor.numpy(),
+        step=step,
+        seed=seed,
+    )
+
+
+def _label(topology):
+    if topology.kind == "dynamic":
+        return topology.prune.kind, topology.grow.kind, topology.scope, topology.semantics.regrow
+    return topology.kind, topology.scope
+
+
+def test_updates_choose_what_numpy_chooses_in_a_large_layer():
+    rng = np.random.default_rng(0)
+    active = rng.random(300_000) < 0.2
+    weights = rng.standard_normal(active.size).astype(np.float32).round(2) * active
+    layer = Layer(
+        name="w",
+        weights=weights,
+        gradients=rng.standard_normal(active.size).astype(np.float32),
+        active=active,
+    )
+    for topology in update_cases():
+        check_update(
+            TorchArrays(torch.device("cpu")), topology, [layer], put=torch.from_numpy, get=lambda t: t.numpy()
+        )
+
+
+def test_threefry_known_answers():
+    vectors = [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ]
+    for key, counter, answer in vectors:
+        words = threefry2x32(key, *(torch.tensor([word]) for word in counter))
+        assert tuple(int(word) for word in words) == answer
+
+
+@given(start=st.integers(0, 2**40), seed=st.integers(0, 2**31))
+def test_uniform_numbers_are_those_of_numpy(start, seed):
+    where = slice(start, start + 20, 3)
+    random = Random(seed)
+    ours = TorchArrays(torch.device("cpu")).draws(random, weight="w", step=1, purpose="grow").uniform(where)
+    np.testing.assert_array_equal(ours.numpy(), random.at(weight="w", step=1, purpose="grow").uniform(where))
