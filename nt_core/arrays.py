@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,10 +59,14 @@ class _NumpyArrays:
         return random.at(weight=weight, step=step, purpose=purpose)
 
     def first_not_finite(self, array: Array, chunk: int = 1 << 16) -> int | None:
-        for start in range(0, array.size, chunk):
-            finite = np.isfinite(array[start : start + chunk])
-            if not finite.all():
-                return start + int(finite.argmin())
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, array.size, chunk):
+                part = array[start : start + chunk]
+                if math.isfinite(np.dot(part, part)):  # one fast pass; overflows only beyond 1e19
+                    continue
+                finite = np.isfinite(part)
+                if not finite.all():
+                    return start + int(finite.argmin())
         return None
 
     def concatenate(self, arrays: Sequence[Array]) -> Array:

@@ -26,6 +26,7 @@ CHUNK: Final = 1 << 15
 
 _DEVIATIONS: Final = 4.0  # how far below the sample's estimate the first pivot is put, in standard deviations
 _MIN_STRIDE: Final = 4  # a denser sample costs more than it saves
+_SAMPLE: Final = 1 << 13
 
 
 def top_k(
@@ -151,9 +152,22 @@ def _refuse_nan(score: NDArray[Any], hits: NDArray[np.intp], start: int) -> None
 
 def _best(values: NDArray[Any], k: int) -> tuple[NDArray[np.bool_], Any]:
     """Flag the k largest values, the first of the equal ones, and return the k-th largest beside them."""
-    nth = values.size - k
-    threshold = np.partition(values, nth)[nth]
+    threshold = _nth_smallest(values, values.size - k)
     keep = values > threshold
     ties = np.flatnonzero(values == threshold)
     keep[ties[: k - np.count_nonzero(keep)]] = True
     return keep, threshold
+
+
+def _nth_smallest(values: NDArray[Any], nth: int) -> Any:
+    """Find one order statistic; a sample first sets aside what is surely larger, where that is much."""
+    low, stride = values, values.size // _SAMPLE | 1
+    if stride >= _MIN_STRIDE:
+        sample = values[::stride]
+        share = nth / values.size
+        rank = math.ceil(share * sample.size + _DEVIATIONS * math.sqrt(share * (1 - share) * sample.size + 1))
+        if rank < sample.size // 2:
+            low = values[values <= np.partition(sample, rank)[rank]]
+    if low.size <= nth:  # the sample misled
+        low = values
+    return np.partition(low, nth)[nth]

@@ -106,15 +106,17 @@ class Ensemble(nn.Module):
 
         Look it up when you need it: wrappers may replace parameters.
         """
-        path, _, attribute = self._paths[name].rpartition(".")
-        found = getattr(self.get_submodule(path), attribute)
+        found = getattr(self.owner(name), self._paths[name].rpartition(".")[2])
         assert isinstance(found, Tensor)
         return found
 
+    def owner(self, name: str) -> nn.Module:
+        """Return the module that holds a weight and its mask."""
+        return self.get_submodule(self._paths[name].rpartition(".")[0])
+
     def mask(self, name: str) -> Tensor | None:
         """Return the boolean mask of a weight, True where active; None where it has none."""
-        path, _, attribute = self._paths[name].rpartition(".")
-        return getattr(self.get_submodule(path), MASK, None) if attribute == "weight" else None
+        return getattr(self.owner(name), MASK, None) if name.endswith(".weight") else None
 
     @property
     def masked(self) -> tuple[str, ...]:
@@ -123,10 +125,9 @@ class Ensemble(nn.Module):
 
     def set_mask(self, name: str, mask: Mask) -> None:
         """Give a weight a mask and set its inactive elements to zero."""
-        path = self._paths[name].rpartition(".")[0]
         weight = self.array(name)
         active = torch.from_numpy(mask.dense()).to(weight.device)
-        self.get_submodule(path).register_buffer(MASK, active)
+        self.owner(name).register_buffer(MASK, active)
         with torch.no_grad():
             weight.masked_fill_(~active, 0)
 

@@ -18,8 +18,21 @@ from nt_core.random import Random
 from nt_core.topology import Dynamic, GradualPruning, criteria, final_counts
 from nt_core.update import update
 from nt_torch.arrays import TorchArrays
-from nt_torch.compile import Ensemble, as_numpy, unwrap
+from nt_torch.compile import MASK, Ensemble, as_numpy, unwrap
 from nt_torch.remask import remask_
+
+ZERO_STAYS_ZERO = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.RMSprop,
+        torch.optim.Adadelta,
+    }
+)
+"""Optimisers that leave a weight and its state at 0 if weight, state and gradient are 0 (tested)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +106,24 @@ class Topology:
         self.steps = 0
         self._random = Random(seed)
         self._policy = policy
+        self._owners = {name: self.model.owner(name) for name in self.model.masked}
+        self._versions: list[tuple[int, int]] = []
         self._dense_gradients: dict[str, Tensor] | None = None
         self._held_back: list[tuple[nn.Parameter, Tensor]] = []
         self._unseen_step = False
         self._depth = 0
+        self._zeros_stay = False
         self._expect_parameters()
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_load_state_dict_post_hook(lambda _: self._versions.clear()),
         ]
 
     @property
     def density(self) -> float:
         """Active over all maskable weights."""
-        masks = [self._mask(name) for name in self.model.masked]
+        masks = [_mask(owner) for owner in self._owners.values()]
         size = sum(mask.numel() for mask in masks)
         return sum(int(mask.count_nonzero()) for mask in masks) / size if size else 1.0
 
@@ -134,11 +151,10 @@ class Topology:
         reads_dense = self._due(self.steps + 1) and self._reads_gradient()
         if reads_dense and self._dense_gradients is None:
             self._dense_gradients = {}
-        for name in self.model.masked:
-            gradient = self.model.array(name).grad
+        for name, owner in self._owners.items():
+            gradient, mask = _weight(owner).grad, _mask(owner)
             if gradient is None:
                 continue
-            mask = self._mask(name)
             if reads_dense:
                 self._keep_dense(name, gradient, mask)
             remask_(gradient, mask)
@@ -167,6 +183,7 @@ class Topology:
                 f"step {self.steps}; call it once after each optimizer.step()"
             )
         self._depth = 1
+        self._zeros_stay = type(self.optimizer) in ZERO_STAYS_ZERO and self._versions == self._read_versions()
         if not _will_be_skipped(self.optimizer):
             self.mask_gradients()
             if self._due(self.steps + 1) and self._replaces_step():
@@ -184,7 +201,10 @@ class Topology:
             return
         self.steps += 1
         self._unseen_step = True
-        self._remask()
+        if self._zeros_stay:
+            self._versions = self._read_versions()
+        else:
+            self._remask()
 
     def _hold_back_gradients(self) -> None:
         """Make the optimiser pass over every parameter: it steps over those without a gradient."""
@@ -206,7 +226,7 @@ class Topology:
         topology = self.model.spec.topology
         assert isinstance(topology, Dynamic | GradualPruning)
         on_device = self._policy is None and all(criterion.exact for criterion in criteria(topology))
-        layers = [self._layer(name, gradients, on_device) for name in self.model.masked]
+        layers = [self._layer(name, gradients, on_device) for name in self._owners]
         device = layers[0].active.device if layers and not isinstance(layers[0].active, np.ndarray) else None
         swaps = update(
             topology,
@@ -223,12 +243,12 @@ class Topology:
             step=self.steps,
             pruned={name: len(swap.pruned) for name, swap in swaps.items()},
             grown={name: len(swap.grown) for name, swap in swaps.items()},
-            active={name: int(self._mask(name).count_nonzero()) for name in swaps},
+            active={name: int(_mask(self._owners[name]).count_nonzero()) for name in swaps},
         )
 
     def _layer(self, name: str, gradients: Mapping[str, Tensor] | None, on_device: bool) -> Layer:
-        weights = self.model.array(name).detach()
-        gradient = None
+        owner = self._owners[name]
+        weights, gradient = _weight(owner).detach(), None
         if self._reads_gradient():
             gradient = None if gradients is None else gradients.get(name)
             if gradient is None:
@@ -236,7 +256,7 @@ class Topology:
                     f"weight {name!r}, step {self.steps}: it has no gradient, but the topology grows by it; "
                     "call topology.step() after backward() and optimizer.step()"
                 )
-        arrays = [weights, gradient, self._mask(name)]
+        arrays = [weights, gradient, _mask(owner)]
         if on_device and weights.device.type != "cpu":
             flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]
         else:
@@ -244,7 +264,7 @@ class Topology:
         return Layer(name=name, weights=flat[0], gradients=flat[1], active=flat[2])
 
     def _apply(self, name: str, swap: Swap) -> None:
-        mask = self._mask(name)
+        mask = _mask(self._owners[name])
         flat = mask.clone(memory_format=torch.contiguous_format).view(-1)
         pruned, grown = torch.as_tensor(swap.pruned), torch.as_tensor(swap.grown)
         flat[pruned], flat[grown] = False, True
@@ -254,7 +274,7 @@ class Topology:
             self._draw_grown(name, grown)
 
     def _draw_grown(self, name: str, grown: Tensor) -> None:
-        weight = self.model.array(name)
+        weight = _weight(self._owners[name])
         placed = next(p for p in self.model.spec.layout.sparsifiable if p.name == name)
         stream = self._random.at(weight=name, step=self.steps, purpose="grown value")
         values = torch.from_numpy(draw(placed.weight, stream, grown.cpu().numpy()))
@@ -265,17 +285,18 @@ class Topology:
 
     @torch.no_grad()
     def _remask(self) -> None:
-        for name in self.model.masked:
-            weight, mask = self.model.array(name), self._mask(name)
-            remask_(weight.data, mask)
+        for owner in self._owners.values():
+            weight, mask = _weight(owner), _mask(owner)
+            remask_(weight.detach(), mask)
             for value in self.optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
                     remask_(value, mask)
+        self._versions = self._read_versions()
 
-    def _mask(self, name: str) -> Tensor:
-        mask = self.model.mask(name)
-        assert mask is not None
-        return mask
+    def _read_versions(self) -> list[tuple[int, int]]:
+        """Identify the weights' present contents: PyTorch counts every change made in place."""
+        weights = [_weight(owner) for owner in self._owners.values()]
+        return [(id(weight), weight._version) for weight in weights]
 
     def _due(self, step: int) -> bool:
         topology = self.model.spec.topology
@@ -291,7 +312,7 @@ class Topology:
         return isinstance(topology, Dynamic) and topology.semantics.optimizer_step == "replaced"
 
     def _expect_parameters(self) -> None:
-        ours = {id(self.model.array(name)): name for name in self.model.masked}
+        ours = {id(_weight(owner)): name for name, owner in self._owners.items()}
         theirs = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for key, name in ours.items() if key not in theirs]
         if len(missing) == len(ours) > 0:
@@ -299,6 +320,18 @@ class Topology:
                 f"optimizer: it holds none of the model's {len(ours)} masked weights ({missing[0]!r} first); "
                 "make it of model.parameters() after the model is on its device"
             )
+
+
+def _weight(owner: nn.Module) -> nn.Parameter:
+    weight = owner.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _mask(owner: nn.Module) -> Tensor:
+    mask = getattr(owner, MASK)
+    assert isinstance(mask, Tensor)
+    return mask
 
 
 def _unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:

@@ -320,17 +320,6 @@ def test_wide_resnet_runs_in_either_dtype() -> None:
         assert {a.dtype for a in (result.logits, *result.gradients.values())} == {np.dtype(dtype)}
 
 
-def test_a_weight_that_no_logit_reads_has_gradient_zero() -> None:
-    net = GraphBuilder(Features(count=2))
-    with net.classifier() as b:
-        b.linear(b.inp, 3, name="unread")
-        b.out = b.linear(b.inp, 2)
-    layout = Single().layout(net.build())
-    values, x = random_values(layout, 0), np.ones((2, 2))
-    gradients = value_and_gradients(layout, values, x, np.ones((1, 2, 2))).gradients
-    assert not gradients["head1/classifier/unread.weight"].any()
-
-
 def test_a_block_without_ops_hands_on_what_it_reads() -> None:
     net = GraphBuilder(Features(count=2))
     with net.block("only") as b:

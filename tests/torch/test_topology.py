@@ -136,6 +136,28 @@ def test_counts_are_kept_and_inactive_weights_and_state_are_zero_after_every_ste
     run(spec, OPTIMIZERS[name], 6, after=check, seed=seed)
 
 
+@pytest.mark.parametrize("name", ["sgd momentum", "adam", "adam fused", "adagrad"])
+def test_weights_and_state_that_somebody_else_wrote_are_masked_at_the_next_step(name):
+    spec = spec_of(Static(sparsity=0.8))
+    model, optimizer, topology = run(spec, OPTIMIZERS[name], 3)
+    dense, dense_optimizer = copy.deepcopy(model), None
+    dense_optimizer = OPTIMIZERS[name](dense.parameters())
+    backward(dense)
+    dense_optimizer.step()
+    backward(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    optimizer.step()
+    topology.step()
+    assert_exactly_sparse(model, optimizer)
+    optimizer.load_state_dict(dense_optimizer.state_dict())
+    backward(model)
+    optimizer.step()
+    topology.step()
+    assert_exactly_sparse(model, optimizer)
+
+
 @given(seed=st.integers(0, 100), scope=st.sampled_from(["layer", "global"]))
 @settings(max_examples=10)
 def test_gradual_pruning_ends_at_the_exact_total(seed, scope):
