@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from nt_core.errors import SpecError
 from nt_core.values import Count, Fraction, Value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -109,6 +110,15 @@ class Training(Value):
     clip_norm: Positive | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     deterministic: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.batch_size % self.accumulation:
+            raise SpecError(
+                f"training.accumulation: expected a divisor of batch_size={self.batch_size}, "
+                f"found {self.accumulation}"
+            )
+        return self
 
 
 class Data(Value):

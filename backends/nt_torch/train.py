@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -84,9 +85,10 @@ def train(
     """
     if not len(data):
         raise DataError("data: expected at least one training example, found none")
-    run = _Run(spec, training, data, seed, device, trackers, folder, report)
-    with _deterministic(training.deterministic):
-        return run.train(test)
+    with torch.random.fork_rng(), _deterministic(training.deterministic), _accelerate_alone():
+        torch.manual_seed(seed)
+        accelerator = _accelerator(training, device, trackers, folder)
+        return _Run(spec, training, data, seed, accelerator, report).train(test)
 
 
 class _Run:
@@ -98,33 +100,30 @@ class _Run:
         training: Training,
         data: Batches,
         seed: int,
-        device: str | None,
-        trackers: Sequence[str],
-        folder: str | Path | None,
+        accelerator: Accelerator,
         report: Report,
     ) -> None:
-        self.spec, self.training, self.data, self.report = spec, training, data, report
-        self.accelerator = _accelerator(training, device, trackers, folder)
-        set_seed(seed)
+        self.training, self.accelerator, self.report = training, accelerator, report
+        self.reduction = spec.loss_reduction
         self.steps_per_epoch = math.ceil(len(data) / training.batch_size)
-        self.total_steps = spec.plan.total_steps(self.steps_per_epoch)
-        model = compile(spec, seed=seed)
+        self.epochs = _Epochs(data, training.batch_size // training.accumulation)
+        model: nn.Module = compile(spec, seed=seed)
         if any(array.dim() == 4 for array in model.parameters()):
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.order = _Epochs(data, math.ceil(training.batch_size / training.accumulation))
-        loader: DataLoader[Any] = DataLoader(self.order, batch_size=None)
-        model = model.to(self.accelerator.device)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(
-            model, _optimizer(model, training), loader
+        model = model.to(accelerator.device)
+        self.model, self.optimizer, self.loader = accelerator.prepare(
+            model, _optimizer(model, training), DataLoader(self.epochs, batch_size=None)
         )
-        self.topology = Topology(self.model, self.optimizer, total_steps=self.total_steps, seed=seed)
+        total_steps = spec.plan.total_steps(self.steps_per_epoch)
+        self.topology = Topology(self.model, self.optimizer, total_steps=total_steps, seed=seed)
 
     def train(self, test: Batches | None) -> Trained:
-        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        total_steps = self.topology.total_steps
+        epochs = math.ceil(total_steps / self.steps_per_epoch)
         self.report(
             {
                 "event": "start",
-                "total_steps": self.total_steps,
+                "total_steps": total_steps,
                 "total_epochs": epochs,
                 "device": str(self.accelerator.device),
             }
@@ -139,22 +138,22 @@ class _Run:
             self._report_epoch(number, loss, seconds, metrics)
         self.accelerator.end_training()
         self.topology.close()
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return Trained(
-            model=model, steps=self.topology.steps, examples=examples, seconds=seconds, metrics=metrics
+            model=model.eval(), steps=self.topology.steps, examples=examples, seconds=seconds, metrics=metrics
         )
 
     def _epoch(self, number: int) -> tuple[float, int]:
         """Train one epoch; return its mean loss and the examples seen."""
         self.model.train()
-        self.order.number = number
-        total, seen = torch.zeros((), dtype=torch.float64), 0
+        self.epochs.number = number
+        losses, seen = [], 0
         for inputs, labels in self.loader:
-            total += self._micro_step(inputs, labels).double().cpu() * len(labels)
+            losses.append(self._micro_step(inputs, labels) * len(labels))
             seen += len(labels)
-            if self.topology.steps >= self.total_steps:
+            if self.topology.steps >= self.topology.total_steps:
                 break
-        mean = float(total) / seen
+        mean = float(torch.stack(losses).double().sum()) / seen
         if not math.isfinite(mean):
             raise TopologyError(
                 f"epoch {number}, step {self.topology.steps}: the loss is {mean}; lower the learning rate "
@@ -164,13 +163,13 @@ class _Run:
 
     def _micro_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         before = self.topology.steps
-        factor = self.training.learning_rate.at(before, self.total_steps)
+        factor = self.training.learning_rate.at(before, self.topology.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.optimizer.lr * factor
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
                 logits = self.model(inputs)
-            loss = ensemble_loss(logits.float(), labels, reduction=self.spec.loss_reduction)
+            loss = ensemble_loss(logits.float(), labels, reduction=self.reduction)
             self.accelerator.backward(loss)
             if self.training.clip_norm is not None and self.accelerator.sync_gradients:
                 self.accelerator.unscale_gradients()
@@ -254,9 +253,14 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
                 model.parameters(), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay
             )
         case Adam(lr=lr, betas=betas, eps=eps, weight_decay=decay):
-            return torch.optim.Adam(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
+            # Fused: the plain one is slowed down by exact zeros on CPUs whose square root treats them apart.
+            return torch.optim.Adam(
+                model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
+            )
         case AdamW(lr=lr, betas=betas, eps=eps, weight_decay=decay):
-            return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
+            return torch.optim.AdamW(
+                model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
+            )
 
 
 @contextmanager
@@ -268,3 +272,15 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _accelerate_alone() -> Iterator[None]:
+    """Let accelerate forget its device and precision afterwards, unless the caller had set them already."""
+    callers = bool(AcceleratorState._shared_state)
+    try:
+        yield
+    finally:
+        if not callers:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()

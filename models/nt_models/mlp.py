@@ -34,7 +34,7 @@ def mlp(
             b.out = b.flatten(b.inp)
     for number, width in enumerate(hidden, start=1):
         with net.block(f"hidden{number}") as b:
-            h = b.linear(b.inp, width)
+            h = b.linear(b.inp, width, init="he_normal")
             b.out = b.relu(b.norm(h) if norm else h)
     with net.classifier() as b:
         b.out = b.linear(b.inp, classes)

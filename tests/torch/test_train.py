@@ -1,0 +1,232 @@
+"""Training, evaluation and checkpoints in PyTorch."""
+
+import numpy as np
+import pytest
+import torch
+
+import nt_models
+import nt_torch
+from nt_core import (
+    PRESETS,
+    CheckpointError,
+    DataError,
+    EnsembleSpec,
+    Independent,
+    MultiHead,
+    OneRun,
+    Single,
+    SpecError,
+    TopologyError,
+)
+from nt_core.checkpoint import load_checkpoint, save_checkpoint
+from nt_core.training import SGD, Adam, AdamW, LearningRate, Training
+from nt_torch.compile import as_numpy
+
+GRAPH = nt_models.mlp(inputs=6, hidden=(16, 16), classes=3)
+
+
+class Toy:
+    """Three classes that a small network tells apart."""
+
+    def __init__(self, size=90, shuffle=True, classes=3):
+        rng = np.random.default_rng(0)
+        self.labels = rng.integers(0, classes, size)
+        self.inputs = rng.standard_normal((size, 6)).astype(np.float32)
+        self.inputs[np.arange(size), self.labels % 6] += 3
+        self.shuffle = shuffle
+
+    def __len__(self):
+        return len(self.labels)
+
+    def epoch(self, number, batch_size):
+        order = np.arange(len(self))
+        if self.shuffle:
+            order = np.random.default_rng(number).permutation(order)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            yield self.inputs[part], self.labels[part]
+
+
+def train(spec, *, epochs=4, training=None, report=lambda _: None, seed=0, **options):
+    spec = spec.replace(plan=OneRun(epochs=epochs))
+    training = training or Training(batch_size=30, optimizer=SGD(lr=0.05))
+    return nt_torch.train(
+        spec, training, Toy(), seed=seed, test=Toy(60, shuffle=False), device="cpu", report=report, **options
+    )
+
+
+def short(preset):
+    spec = PRESETS[preset](GRAPH)
+    return (
+        spec.replace(topology=spec.topology.replace(interval=2))
+        if hasattr(spec.topology, "interval")
+        else spec
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_saves_and_loads(preset, tmp_path):
+    records = []
+    spec = short(preset)
+    recipe = Training(batch_size=30, optimizer=SGD(lr=0.2))
+    trained = train(spec, report=records.append, training=recipe, epochs=10)
+    assert trained.steps == 30
+    assert trained.examples == 900
+    assert trained.metrics.accuracy > 0.6
+    events = [record["event"] for record in records]
+    assert events[0] == "start"
+    assert events.count("epoch") == 10
+    assert events.count("step") == 30
+    assert ("update" in events) == (spec.topology.kind in {"dynamic", "gradual_pruning"})
+    save_checkpoint(tmp_path, trained.checkpoint({"seed": 0}))
+    loaded = nt_torch.load(tmp_path)
+    x = Toy(20).inputs
+    np.testing.assert_array_equal(nt_torch.predict(loaded, x), nt_torch.predict(trained.model, x))
+    active = sum(mask.count for mask in load_checkpoint(tmp_path).masks.values())
+    assert active == (sum(spec.counts.values()) if spec.topology.kind != "dense" else 0)
+
+
+def test_the_same_seed_is_the_same_run_to_the_bit():
+    first, second, other = (train(short("neurotrails"), seed=seed).model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    train(short("neurotrails"))
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_members_of_a_full_ensemble_train_as_if_alone():
+    """A mean over members would divide each one's gradient by M."""
+    together = train(EnsembleSpec(graph=GRAPH, structure=Independent(count=3))).model
+    alone = train(EnsembleSpec(graph=GRAPH, structure=Single())).model
+    for placed in alone.spec.layout.weights:
+        np.testing.assert_allclose(
+            as_numpy(together.array(placed.name)), as_numpy(alone.array(placed.name)), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.2), Adam(lr=0.01), AdamW(lr=0.01)], ids=lambda o: o.kind)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_optimizers_precisions_accumulation_and_clipping(optimizer, precision):
+    recipe = Training(batch_size=30, accumulation=3, optimizer=optimizer, precision=precision, clip_norm=1.0)
+    trained = train(short("neurotrails"), training=recipe, epochs=12)
+    assert trained.steps == 36
+    assert trained.metrics.accuracy > 0.5
+    for name in trained.model.masked:
+        assert (trained.model.array(name)[~trained.model.mask(name)] == 0).all()
+
+
+def test_accumulation_must_divide_the_batch():
+    with pytest.raises(SpecError, match="divisor of batch_size=64, found 3"):
+        Training(batch_size=64, accumulation=3)
+
+
+def test_accumulated_batches_train_as_whole_ones():
+    whole = train(short("neurotrails"), training=Training(batch_size=30, optimizer=SGD(lr=0.05)))
+    parts = train(
+        short("neurotrails"), training=Training(batch_size=30, accumulation=3, optimizer=SGD(lr=0.05))
+    )
+    for name in whole.model.masked:
+        np.testing.assert_allclose(
+            as_numpy(parts.model.array(name)), as_numpy(whole.model.array(name)), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_the_learning_rate_follows_its_schedule():
+    records = []
+    recipe = Training(
+        batch_size=30,
+        optimizer=SGD(lr=0.1),
+        learning_rate=LearningRate(schedule="steps", milestones=(0.5,), factor=0.1),
+    )
+    train(short("single"), training=recipe, report=records.append)
+    rates = [record["lr"] for record in records if record["event"] == "epoch"]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_plan_in_steps_stops_there():
+    trained = nt_torch.train(
+        short("neurotrails").replace(plan=OneRun(steps=7)), Training(batch_size=30), Toy(), device="cpu"
+    )
+    assert trained.steps == 7
+    assert trained.examples == 210
+
+
+def test_a_loss_that_is_not_finite_says_what_to_do():
+    with pytest.raises(TopologyError, match="lower the learning rate"):
+        train(short("single"), training=Training(batch_size=30, optimizer=SGD(lr=1e20)))
+
+
+def test_nothing_to_train_on():
+    spec = short("single").replace(plan=OneRun(epochs=1))
+    with pytest.raises(DataError, match="at least one training example"):
+        nt_torch.train(spec, Training(), Toy(0), device="cpu")
+
+
+def test_a_device_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is there")
+    with pytest.raises(DataError, match="no CUDA device is available"):
+        nt_torch.train(short("single").replace(plan=OneRun(epochs=1)), Training(), Toy(), device="cuda")
+
+
+def test_a_tracker_writes(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(short("neurotrails"), trackers=["tensorboard"], folder=tmp_path)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_evaluation_leaves_the_mode_and_weights_alone():
+    model = nt_torch.compile(PRESETS["treenet"](nt_models.mlp(inputs=6, hidden=(8,), classes=3, norm=True)))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    metrics = nt_torch.evaluate(model, Toy(50, shuffle=False), batch_size=7)
+    assert metrics.count == 50
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_images_in_another_layout_are_an_error():
+    graph = nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=3)
+    model = nt_torch.compile(EnsembleSpec(graph=graph))
+    with pytest.raises(DataError, match=r"expected shape \(batch, 3, 8, 8\), found \(2, 8, 8, 3\)"):
+        model(torch.zeros(2, 8, 8, 3))
+
+
+def test_targets_of_another_shape_are_an_error():
+    with pytest.raises(DataError, match=r"expected shape \(4,\)"):
+        nt_torch.ensemble_loss(torch.zeros(3, 4, 10), torch.zeros(5, dtype=torch.long))
+
+
+def test_loss_is_the_mean_or_sum_over_members():
+    logits, targets = torch.randn(3, 4, 10), torch.tensor([1, 2, 3, 4])
+    each = torch.stack([torch.nn.functional.cross_entropy(head, targets) for head in logits])
+    assert nt_torch.ensemble_loss(logits, targets) == pytest.approx(float(each.mean()), rel=1e-6)
+    assert nt_torch.ensemble_loss(logits, targets, reduction="sum") == pytest.approx(
+        float(each.sum()), rel=1e-6
+    )
+
+
+def test_a_checkpoint_of_another_spec_is_an_error(tmp_path):
+    model = nt_torch.compile(EnsembleSpec(graph=GRAPH, structure=MultiHead(split=1, heads=2)))
+    save_checkpoint(tmp_path, nt_torch.checkpoint(model))
+    other = EnsembleSpec(graph=GRAPH, structure=MultiHead(split=1, heads=3))
+    with pytest.raises(CheckpointError, match="another spec: weight 'head3/"):
+        load_checkpoint(tmp_path, expected=other)
+
+
+def test_masked_models_go_through_state_dict_deepcopy_and_torch_compile():
+    import copy
+
+    model = nt_torch.compile(short("neurotrails"), seed=1).eval()
+    x = torch.from_numpy(Toy(4).inputs)
+    wanted = model(x)
+    other = nt_torch.compile(short("neurotrails"), seed=2).eval()
+    other.load_state_dict(model.state_dict())
+    for same in (other, copy.deepcopy(model), torch.compile(model, backend="eager", fullgraph=True)):
+        assert torch.equal(same(x), wanted)
