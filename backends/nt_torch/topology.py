@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nt_core.arrays import NUMPY, Moment
 from nt_core.errors import TopologyError
-from nt_core.initial import draw
-from nt_core.policies import Layer, Policy, Swap
+from nt_core.policies import Policy
 from nt_core.random import Random
 from nt_core.topology import Dynamic, GradualPruning, criteria, final_counts
 from nt_core.update import update
 from nt_torch.arrays import TorchArrays
-from nt_torch.compile import MASK, Ensemble, as_numpy, unwrap
+from nt_torch.compile import Ensemble, unwrap
+from nt_torch.masked import MaskedWeight, masked_weights
 from nt_torch.remask import remask_
 
 ZERO_STAYS_ZERO = frozenset(
@@ -50,6 +49,14 @@ class Update:
     pruned: Mapping[str, int]
     grown: Mapping[str, int]
     active: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A dense gradient, and the tensor it was read from."""
+
+    source: Tensor
+    dense: Tensor
 
 
 class Topology:
@@ -106,14 +113,13 @@ class Topology:
         self.steps = 0
         self._random = Random(seed)
         self._policy = policy
-        self._owners = {name: self.model.owner(name) for name in self.model.masked}
-        self._versions: list[tuple[int, int]] = []
-        self._dense_gradients: dict[str, Tensor] | None = None
+        self._masked = masked_weights(self.model)
+        self._kept: dict[str, _Kept] = {}
         self._held_back: list[tuple[nn.Parameter, Tensor]] = []
-        self._unseen_step = False
+        self._versions: list[tuple[int, int]] = []
+        self._unseen_step = self._zeros_stay = False
         self._depth = 0
-        self._zeros_stay = False
-        self._expect_parameters()
+        _expect_parameters(self.optimizer, self._masked)
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
@@ -123,9 +129,9 @@ class Topology:
     @property
     def density(self) -> float:
         """Active over all maskable weights."""
-        masks = [_mask(owner) for owner in self._owners.values()]
-        size = sum(mask.numel() for mask in masks)
-        return sum(int(mask.count_nonzero()) for mask in masks) / size if size else 1.0
+        size = sum(masked.mask.numel() for masked in self._masked)
+        active = sum(int(masked.mask.count_nonzero()) for masked in self._masked)
+        return active / size if size else 1.0
 
     def step(self) -> Update | None:
         """Update the topology if an update is due after the optimiser's last step.
@@ -138,26 +144,26 @@ class Topology:
         """
         self._depth = 0
         if not self._unseen_step:
+            self._forget_skipped()
             return None
         self._unseen_step = False
-        gradients, self._dense_gradients = self._dense_gradients, None
-        return self._update(gradients) if self._due(self.steps) else None
+        kept, self._kept = self._kept, {}
+        return self._update(kept) if self._due(self.steps) else None
 
     def mask_gradients(self) -> None:
         """Set the gradient of inactive weights to zero, in place; a dense copy is kept if an update is due.
 
-        Called before every optimiser step anyway; call it yourself before clipping.
+        Called before every optimiser step anyway; call it yourself before clipping, after
+        ``scaler.unscale_`` if you use a GradScaler.
         """
         reads_dense = self._due(self.steps + 1) and self._reads_gradient()
-        if reads_dense and self._dense_gradients is None:
-            self._dense_gradients = {}
-        for name, owner in self._owners.items():
-            gradient, mask = _weight(owner).grad, _mask(owner)
+        for masked in self._masked:
+            gradient = masked.weight.grad
             if gradient is None:
                 continue
             if reads_dense:
-                self._keep_dense(name, gradient, mask)
-            remask_(gradient, mask)
+                self._keep_dense(masked, gradient)
+            remask_(gradient, masked.mask)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs beside the model's and the optimiser's state."""
@@ -186,6 +192,7 @@ class Topology:
         self._zeros_stay = type(self.optimizer) in ZERO_STAYS_ZERO and self._versions == self._read_versions()
         if not _will_be_skipped(self.optimizer):
             self.mask_gradients()
+            _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
             if self._due(self.steps + 1) and self._replaces_step():
                 self._hold_back_gradients()
 
@@ -197,7 +204,7 @@ class Topology:
             parameter.grad = gradient
         self._held_back = []
         if _will_be_skipped(self.optimizer):
-            self._dense_gradients = None
+            self._kept = {}
             return
         self.steps += 1
         self._unseen_step = True
@@ -214,89 +221,62 @@ class Topology:
                     self._held_back.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def _keep_dense(self, name: str, gradient: Tensor, mask: Tensor) -> None:
-        assert self._dense_gradients is not None
-        kept = self._dense_gradients.get(name)
-        # Once masked, it holds only newer micro-batches where inactive, but all of them where active.
-        self._dense_gradients[name] = (
-            gradient.clone() if kept is None else torch.where(mask, gradient, kept + gradient)
-        )
+    def _forget_skipped(self) -> None:
+        """Drop what was kept before GradScaler found it infinite and skipped the step."""
+        if any(not bool(torch.isfinite(kept.dense).all()) for kept in self._kept.values()):
+            self._kept = {}
 
-    def _update(self, gradients: Mapping[str, Tensor] | None) -> Update:
+    def _keep_dense(self, masked: MaskedWeight, gradient: Tensor) -> None:
+        kept = self._kept.get(masked.name)
+        # Once masked, it holds only newer micro-batches where inactive, but all of them where active.
+        dense = (
+            gradient.clone() if kept is None else torch.where(masked.mask, gradient, kept.dense + gradient)
+        )
+        self._kept[masked.name] = _Kept(gradient, dense)
+
+    def _update(self, kept: Mapping[str, _Kept]) -> Update:
         topology = self.model.spec.topology
         assert isinstance(topology, Dynamic | GradualPruning)
-        on_device = self._policy is None and all(criterion.exact for criterion in criteria(topology))
-        layers = [self._layer(name, gradients, on_device) for name in self._owners]
-        device = layers[0].active.device if layers and not isinstance(layers[0].active, np.ndarray) else None
+        device = self._masked[0].weight.device if self._masked else torch.device("cpu")
+        exact = self._policy is None and all(criterion.exact for criterion in criteria(topology))
+        on_device = exact and device.type != "cpu"
         swaps = update(
             topology,
-            layers,
-            Moment(self.steps, self._random, NUMPY if device is None else TorchArrays(device)),
+            [masked.layer(self._gradient(masked, kept), on_device=on_device) for masked in self._masked],
+            Moment(self.steps, self._random, TorchArrays(device) if on_device else NUMPY),
             total_steps=self.total_steps,
             targets=final_counts(topology, self.model.spec.layout),
             policy=self._policy,
         )
-        for name, swap in swaps.items():
-            self._apply(name, swap)
+        draws = isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial"
+        for masked in self._masked:
+            stream = self._random.at(weight=masked.name, step=self.steps, purpose="grown value")
+            masked.apply(swaps[masked.name], stream if draws else None)
         self._remask()
         return Update(
             step=self.steps,
             pruned={name: len(swap.pruned) for name, swap in swaps.items()},
             grown={name: len(swap.grown) for name, swap in swaps.items()},
-            active={name: int(_mask(self._owners[name]).count_nonzero()) for name in swaps},
+            active={masked.name: int(masked.mask.count_nonzero()) for masked in self._masked},
         )
 
-    def _layer(self, name: str, gradients: Mapping[str, Tensor] | None, on_device: bool) -> Layer:
-        owner = self._owners[name]
-        weights, gradient = _weight(owner).detach(), None
-        if self._reads_gradient():
-            gradient = None if gradients is None else gradients.get(name)
-            if gradient is None:
-                raise TopologyError(
-                    f"weight {name!r}, step {self.steps}: it has no gradient, but the topology grows by it; "
-                    "call topology.step() after backward() and optimizer.step()"
-                )
-        arrays = [weights, gradient, _mask(owner)]
-        if on_device and weights.device.type != "cpu":
-            flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]
-        else:
-            flat = [None if a is None else as_numpy(a).reshape(-1) for a in arrays]
-        return Layer(name=name, weights=flat[0], gradients=flat[1], active=flat[2])
+    def _gradient(self, masked: MaskedWeight, kept: Mapping[str, _Kept]) -> Tensor | None:
+        if not self._reads_gradient():
+            return None
+        if masked.name not in kept:
+            raise TopologyError(
+                f"weight {masked.name!r}, step {self.steps}: it has no gradient, but the topology reads it; "
+                "the loss must depend on every member, and backward() come before optimizer.step()"
+            )
+        return kept[masked.name].dense
 
-    def _apply(self, name: str, swap: Swap) -> None:
-        mask = _mask(self._owners[name])
-        flat = mask.clone(memory_format=torch.contiguous_format).view(-1)
-        pruned, grown = torch.as_tensor(swap.pruned), torch.as_tensor(swap.grown)
-        flat[pruned], flat[grown] = False, True
-        mask.copy_(flat.view(mask.shape))
-        topology = self.model.spec.topology
-        if isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial" and len(swap.grown):
-            self._draw_grown(name, grown)
-
-    def _draw_grown(self, name: str, grown: Tensor) -> None:
-        weight = _weight(self._owners[name])
-        placed = next(p for p in self.model.spec.layout.sparsifiable if p.name == name)
-        stream = self._random.at(weight=name, step=self.steps, purpose="grown value")
-        values = torch.from_numpy(draw(placed.weight, stream, grown.cpu().numpy()))
-        with torch.no_grad():
-            flat = weight.detach().reshape(-1).clone()
-            flat[grown] = values.to(flat)
-            weight.copy_(flat.view(weight.shape))
-
-    @torch.no_grad()
     def _remask(self) -> None:
-        for owner in self._owners.values():
-            weight, mask = _weight(owner), _mask(owner)
-            remask_(weight.detach(), mask)
-            for value in self.optimizer.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
-                    remask_(value, mask)
+        for masked in self._masked:
+            masked.remask(self.optimizer.state.get(masked.weight, {}))
         self._versions = self._read_versions()
 
     def _read_versions(self) -> list[tuple[int, int]]:
-        """Identify the weights' present contents: PyTorch counts every change made in place."""
-        weights = [_weight(owner) for owner in self._owners.values()]
-        return [(id(weight), weight._version) for weight in weights]
+        return [masked.version() for masked in self._masked]
 
     def _due(self, step: int) -> bool:
         topology = self.model.spec.topology
@@ -311,27 +291,14 @@ class Topology:
         topology = self.model.spec.topology
         return isinstance(topology, Dynamic) and topology.semantics.optimizer_step == "replaced"
 
-    def _expect_parameters(self) -> None:
-        ours = {id(_weight(owner)): name for name, owner in self._owners.items()}
-        theirs = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [name for key, name in ours.items() if key not in theirs]
-        if len(missing) == len(ours) > 0:
-            raise TopologyError(
-                f"optimizer: it holds none of the model's {len(ours)} masked weights ({missing[0]!r} first); "
-                "make it of model.parameters() after the model is on its device"
-            )
 
-
-def _weight(owner: nn.Module) -> nn.Parameter:
-    weight = owner.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-def _mask(owner: nn.Module) -> Tensor:
-    mask = getattr(owner, MASK)
-    assert isinstance(mask, Tensor)
-    return mask
+def _expect_parameters(optimizer: torch.optim.Optimizer, masked: Sequence[MaskedWeight]) -> None:
+    theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if masked and not any(id(m.weight) in theirs for m in masked):
+        raise TopologyError(
+            f"optimizer: it holds none of the model's {len(masked)} masked weights "
+            f"({masked[0].name!r} first); make it of model.parameters() after the model is on its device"
+        )
 
 
 def _unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
@@ -350,3 +317,10 @@ def _will_be_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether a fused optimiser under GradScaler passes over this step: it is called all the same."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def _unscale(kept: Mapping[str, _Kept], scale: Tensor | None) -> None:
+    """Divide by the loss scale, which a fused optimiser under GradScaler removes only inside its kernel."""
+    if scale is not None:
+        for gradient in kept.values():
+            gradient.dense.div_(scale)

@@ -278,6 +278,50 @@ def test_grad_scaler_skipped_steps_do_not_count(fused):
     assert updates == [False, False, True, False, False, True, False, False]
 
 
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_a_skipped_step_leaves_nothing_of_its_gradient(set_to_none):
+    """With clipping, the dense gradient was kept before GradScaler decided to skip the step."""
+    spec = spec_of(Dynamic(sparsity=0.8, interval=1), Single())
+    masks = []
+    for skips in (False, True):
+        model = nt_torch.compile(spec)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        topology = nt_torch.Topology(model, optimizer, total_steps=100)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for number in (0, 1) if skips else (1,):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            x, y = batch(number)
+            scaler.scale(nt_torch.ensemble_loss(model(x), y)).backward()
+            if number == 0:
+                model.array(model.masked[0]).grad.fill_(float("inf"))
+            scaler.unscale_(optimizer)
+            topology.mask_gradients()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            topology.step()
+        assert topology.steps == 1
+        masks.append({name: model.mask(name).clone() for name in model.masked})
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_gradients_are_scored_unscaled_under_a_fused_optimizer():
+    """|w| + λ|g| would otherwise depend on the loss scale."""
+    topology_choice = Dynamic(sparsity=0.5, interval=1, prune="magnitude_and_gradient")
+    masks = []
+    for scale in (1.0, 2.0**12):
+        model = nt_torch.compile(spec_of(topology_choice, Single()))
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        topology = nt_torch.Topology(model, optimizer, total_steps=100)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        x, y = batch(0)
+        scaler.scale(nt_torch.ensemble_loss(model(x), y)).backward()
+        scaler.step(optimizer)
+        topology.step()
+        masks.append({name: model.mask(name).clone() for name in model.masked})
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
 def test_zero_grad_before_the_topology_step_changes_nothing():
     spec = spec_of(Dynamic(sparsity=0.8, interval=1), Single())
     masks = []
@@ -351,8 +395,9 @@ def test_forgetting_the_topology_step_is_an_error():
         optimizer.step()
 
 
+@pytest.mark.parametrize("clips", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_gradient_that_is_not_finite_names_weight_and_step_and_changes_no_mask(value):
+def test_a_gradient_that_is_not_finite_names_weight_and_step_and_changes_no_mask(value, clips):
     spec = spec_of(Dynamic(sparsity=0.5, interval=2))
     model = nt_torch.compile(spec)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -365,6 +410,9 @@ def test_a_gradient_that_is_not_finite_names_weight_and_step_and_changes_no_mask
     position = int((~model.mask(name)).reshape(-1).nonzero()[0])
     model.array(name).grad.view(-1)[position] = value
     before = {n: model.mask(n).clone() for n in model.masked}
+    if clips:
+        topology.mask_gradients()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     weights = copy.deepcopy(dict(model.named_parameters()))
     with pytest.raises(TopologyError, match=f"weight '{name}', step 2: gradient .*position {position}"):
@@ -470,7 +518,7 @@ def test_masks_and_state_cost_at_most_a_byte_per_weight():
         tensors += [p.grad for p in model.parameters() if p.grad is not None]
         tensors += [v for s in optimizer.state.values() for v in s.values()]
         tensors += [v for v in vars(topology).values() if isinstance(v, torch.Tensor)]
-        assert topology._dense_gradients is None
+        assert not topology._kept
         return sum(t.numel() * t.element_size() for t in tensors)
 
     weights = sum(EnsembleSpec(graph=graph).counts.values())
