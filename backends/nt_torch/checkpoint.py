@@ -11,7 +11,7 @@ from torch import nn
 
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.mask import Mask
-from nt_torch.compile import Ensemble, as_numpy, unwrap
+from nt_torch.compile import Ensemble, as_numpy, find_device, unwrap
 
 
 def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -51,7 +51,7 @@ def restore(saved: Checkpoint, *, device: torch.device | str = "cpu") -> Ensembl
     """Make the module of a checkpoint in memory, in evaluation mode."""
     with torch.device("meta"):
         model = Ensemble(saved.spec)
-    model = model.to_empty(device=device)
+    model = model.to_empty(device=find_device(device))
     fill(model, saved)
     return model.eval()
 

@@ -172,7 +172,7 @@ def compile(  # noqa: A001
     """
     with torch.device("meta"):
         model = Ensemble(spec)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.to(dtype).to_empty(device=find_device(device))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.num_batches_tracked is not None:
@@ -220,6 +220,25 @@ def ensemble_loss(
     repeated = targets.expand(members, *targets.shape)
     loss = cross_entropy(logits.reshape(-1, classes), repeated.reshape(-1), label_smoothing=label_smoothing)
     return loss if reduction == "mean" else loss * members
+
+
+def find_device(name: torch.device | str) -> torch.device:
+    """Return a device that can be used.
+
+    Raises:
+        DataError: there is no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"device {str(name)!r}: {reason}; use cpu, or leave the device out") from None
+    return device
 
 
 def unwrap(model: nn.Module) -> Ensemble:

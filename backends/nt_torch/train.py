@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from nt_core import DataError, EnsembleSpec, TopologyError
 from nt_core.checkpoint import Checkpoint
+from nt_core.errors import nearest
 from nt_core.metrics import Metrics
 from nt_core.training import SGD, Adam, AdamW, Batches, Training
 from nt_torch.checkpoint import checkpoint
-from nt_torch.compile import Ensemble, compile, ensemble_loss  # noqa: A004
+from nt_torch.compile import Ensemble, compile, ensemble_loss, find_device  # noqa: A004
 from nt_torch.evaluate import evaluate
 from nt_torch.topology import Topology, Update
 
@@ -229,11 +231,16 @@ class _Epochs(IterableDataset[tuple[Tensor, Tensor]]):
 def _accelerator(
     training: Training, device: str | None, trackers: Sequence[str], folder: str | Path | None
 ) -> Accelerator:
-    wanted = torch.device(device) if device else None
+    wanted = find_device(device) if device else None
     if wanted is not None and wanted.type == "cuda":
-        if not torch.cuda.is_available():
-            raise DataError(f"device {device!r}: no CUDA device is available; leave --device out, or use cpu")
         torch.cuda.set_device(wanted)
+    installed = [tracker.value for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in installed:
+            raise DataError(
+                f"tracker {tracker!r}: not installed, or unknown to accelerate{nearest(tracker, installed)}; "
+                "install its package"
+            )
     accelerator = Accelerator(
         cpu=wanted is not None and wanted.type == "cpu",
         mixed_precision=PRECISIONS[training.precision],

@@ -169,15 +169,22 @@ def test_nothing_to_train_on():
         nt_torch.train(spec, Training(), Toy(0), device="cpu")
 
 
-def test_a_device_that_is_not_there():
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device is there")
-    with pytest.raises(DataError, match="no CUDA device is available"):
-        nt_torch.train(short("single").replace(plan=OneRun(epochs=1)), Training(), Toy(), device="cuda")
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "xla"])
+def test_a_device_that_is_not_there(device, tmp_path):
+    spec = short("single").replace(plan=OneRun(epochs=1))
+    with pytest.raises(DataError, match=f"device '{device}'.*use cpu"):
+        nt_torch.train(spec, Training(), Toy(), device=device)
+    save_checkpoint(tmp_path, nt_torch.checkpoint(nt_torch.compile(spec)))
+    with pytest.raises(DataError, match=f"device '{device}'.*use cpu"):
+        nt_torch.load(tmp_path, device=device)
+
+
+def test_a_tracker_that_is_not_there():
+    with pytest.raises(DataError, match="tracker 'tensorbord'"):
+        train(short("single"), trackers=["tensorbord"])
 
 
 def test_a_tracker_writes(tmp_path):
-    pytest.importorskip("tensorboard")
     train(short("neurotrails"), trackers=["tensorboard"], folder=tmp_path)
     assert list(tmp_path.rglob("events.out.tfevents*"))
 

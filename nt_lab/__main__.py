@@ -1,0 +1,22 @@
+"""``nt``, also as ``python -m nt_lab``."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line.
+
+    Example:
+        >>> from nt_lab.__main__ import main
+        >>> main  # doctest: +ELLIPSIS
+        <function main at ...>
+    """
+    try:
+        from nt_lab.cli import app
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"nt needs {error.name}: pip install 'neurotrails[lab]'") from None
+    app(prog_name="nt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The command line ``nt``. Commands import what they need themselves, so that help answers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nt_lab import console
+
+if TYPE_CHECKING:
+    from nt_core import EnsembleSpec, RunSpec
+
+EXIT_USER_ERROR = 2
+
+
+class Commands(TyperGroup):
+    """Shows a user's mistake as one panel on stderr, exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            from nt_core.errors import NeuroTrailsError
+
+            if not isinstance(error, NeuroTrailsError):
+                raise
+            console.show_error(error, traceback=ctx.params.get("traceback", False))
+            raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="nt",
+    help="Sparse multi-head ensembles: describe, train, evaluate, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or a preset's name.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: topology.sparsity=0.9. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default the best there is.")]
+DataOption = Annotated[str | None, typer.Option(help="digits, a folder, or a dataset's name on the hub.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nt_core import __version__
+
+        typer.echo(f"neurotrails {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", envvar="NT_TRACEBACK", help="Show where an error comes from.")
+    ] = False,
+) -> None:
+    """Sparse multi-head ensembles: describe, train, evaluate, compare."""
+
+
+@app.command()
+def describe(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the spec, spelled out.")] = False,
+    all_heads: Annotated[
+        bool, typer.Option("--all", help="List every head, also where they are alike.")
+    ] = False,
+) -> None:
+    """Show what a spec declares: blocks, weights, split, cost."""
+    from nt_core.cost import cost
+
+    run, ensemble = _read(spec, overrides or [])
+    if as_yaml:
+        typer.echo(run.to_yaml(), nl=False)
+        return
+    figures = cost(ensemble)
+    if as_json:
+        console.print_json({"name": run.name, "spec": run.to_dict(), **figures.to_dict()})
+        return
+    from nt_lab import tables
+
+    screen = console.screen()
+    screen.print(f"[bold]{run.name}[/]: {_choices(run)}")
+    for line in tables.split_lines(figures, ensemble.layout):
+        screen.print(line, highlight=False)
+    screen.print(tables.weights_table(figures, ensemble.layout, all_heads=all_heads))
+    screen.print(tables.totals_table(figures))
+
+
+@app.command()
+def train(
+    spec: SpecArgument,
+    data: DataOption = None,
+    seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")] = None,
+    device: DeviceOption = None,
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if left out.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run once this one is complete.")
+    ] = False,
+    track: Annotated[list[str] | None, typer.Option(help="A tracker: tensorboard, …. Repeatable.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a spec and keep the run in a folder."""
+    shortcuts = {"data.source": data, "seed": seed, **_plan(epochs, steps)}
+    changes = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
+    run, _ = _read(spec, [*(overrides or []), *changes])
+    console.quiet_libraries()
+    from nt_lab import tables
+    from nt_lab import train as lab
+    from nt_lab.progress import progress
+
+    folder = out or Path("runs") / run.name
+    settings: dict[str, Any] = {"device": device, "trackers": track or (), "overwrite": overwrite}
+    if as_json:
+        console.print_json(lab.result(lab.train(run, folder, **settings), folder))
+        return
+    with progress(console.screen(stderr=True), run.name) as report:
+        record = lab.train(run, folder, report=report, **settings)
+    screen = console.screen()
+    screen.print(tables.compare_table([lab.result(record, folder)]))
+    screen.print(f"run: {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a run on its test split, or on that of another dataset. Nothing is written."""
+    console.quiet_libraries()
+    from nt_lab import tables
+    from nt_lab import train as lab
+
+    metrics = lab.evaluate(run, data={} if data is None else {"source": data}, device=device)
+    figures = metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()}
+    if as_json:
+        console.print_json({"run": str(run), **figures})
+    else:
+        console.screen().print(tables.metrics_table(figures))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.")],
+    as_json: JsonOption = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
+) -> None:
+    """Show runs side by side."""
+    from nt_lab import tables
+    from nt_lab.runs import RunFolder, row, write_csv
+
+    records = [RunFolder(run).record() for run in runs]
+    rows = [row(record) for record in records]
+    if csv is not None:
+        write_csv(csv, rows)
+    if as_json:
+        console.print_json(rows)
+        return
+    screen = console.screen()
+    screen.print(tables.compare_table(rows))
+    sources = list(dict.fromkeys(record["run"]["data"]["source"] for record in records))
+    if len(sources) > 1:
+        screen.print(f"The runs were tested on different data: {', '.join(sources)}.", highlight=False)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets: names for a combination of choices."""
+    from rich.table import Table
+
+    from nt_core import PRESETS
+
+    table = Table("preset", "what it stands for", box=None, pad_edge=False)
+    for name, make in PRESETS.items():
+        table.add_row(name, (make.__doc__ or "").partition("\n")[0])
+    console.screen().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of spec files."""
+    from nt_core.run_spec import json_schema
+
+    console.print_json(json_schema())
+
+
+def _read(spec: str, overrides: Sequence[str]) -> tuple[RunSpec, EnsembleSpec]:
+    import nt_models
+    from nt_core import read_spec
+
+    run = read_spec(spec, nt_models.ARCHITECTURES, overrides)
+    return run, run.ensemble(nt_models.ARCHITECTURES)
+
+
+def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
+    """Replace whichever of epochs and steps the file gives; giving both is the spec's error to report."""
+    return {} if epochs is None and steps is None else {"plan": {"epochs": epochs, "steps": steps}}
+
+
+def _choices(run: RunSpec) -> str:
+    graph = run.graph.get("name", "graph")
+    sparsity = getattr(run.topology, "sparsity", None)
+    topology = run.topology.kind if sparsity is None else f"{run.topology.kind} at sparsity {sparsity:g}"
+    return f"{graph}, {run.structure.kind}, {topology}, {run.aggregation}"

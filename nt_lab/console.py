@@ -1,0 +1,50 @@
+"""What the command line prints with; rich is imported when something is printed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_WIDTH: Final = 110
+"""Columns where there is no terminal that says; tables are not cut at 80 in a log."""
+
+
+def screen(*, stderr: bool = False) -> Console:
+    """Return where tables and messages go."""
+    from rich.console import Console
+
+    found = Console(stderr=stderr)
+    if found.is_terminal or "COLUMNS" in os.environ:
+        return found
+    return Console(stderr=stderr, width=PLAIN_WIDTH)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on stdout, as it is: no colours, no wrapping."""
+    import typer
+
+    from nt_lab.runs import to_json
+
+    typer.echo(to_json(value, indent=2))
+
+
+def show_error(error: Exception, *, traceback: bool) -> None:
+    """Print a user's mistake as one panel on stderr."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    out = screen(stderr=True)
+    if traceback:
+        out.print_exception()
+        return
+    title = type(error).__name__.removesuffix("Error").removeprefix("NeuroTrails")
+    out.print(Panel(Text(str(error)), title=f"{title} error".strip(), title_align="left", border_style="red"))
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' progress bars out of logs; they read this when they are imported."""
+    if not screen(stderr=True).is_terminal:
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

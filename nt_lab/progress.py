@@ -1,0 +1,109 @@
+"""Progress of a training: bars on a terminal, about ten lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Report = Callable[[Mapping[str, Any]], None]
+LINES: Final = 10
+
+
+@contextmanager
+def progress(console: Console, name: str) -> Iterator[Report]:
+    """Show a training's records as they come.
+
+    Args:
+        console: where; a bar is drawn if it is a terminal, else a line about every tenth of the training.
+        name: of the run.
+
+    Example:
+        >>> import io
+        >>> console = Console(file=io.StringIO())
+        >>> with progress(console, "demo") as report:
+        ...     report({"event": "start", "total_steps": 1, "total_epochs": 1, "device": "cpu"})
+        ...     report({"event": "epoch", "epoch": 1, "step": 1, "loss": 0.5})
+        >>> console.file.getvalue().split()
+        ['demo', 'epoch', '1/1', 'step', '1/1', 'loss', '0.500']
+    """
+    if not console.is_terminal:
+        yield Lines(console, name)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[epoch]}{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield Bar(bars, name)
+
+
+class Bar:
+    """Records as a progress bar over steps."""
+
+    def __init__(self, bars: Progress, name: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(name, total=None, epoch="", figures="starting")
+        self._epochs = 0
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Show one record."""
+        match record["event"]:
+            case "start":
+                self._epochs = record["total_epochs"]
+                self._bars.update(self._task, total=record["total_steps"], figures="")
+            case "step":
+                self._bars.update(self._task, completed=record["step"])
+            case "epoch":
+                epoch = f"epoch {record['epoch']}/{self._epochs}  "
+                self._bars.update(self._task, epoch=epoch, figures=figures(record))
+
+
+class Lines:
+    """Records as lines, about ten in all whatever the length of the training."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        self._steps, self._epochs, self._shown = 0, 0, 0
+        self._latest: dict[str, Any] = {"epoch": 0}
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Show one record, if it is time."""
+        match record["event"]:
+            case "start":
+                self._steps, self._epochs = record["total_steps"], record["total_epochs"]
+            case "epoch":
+                self._latest |= record
+                self._show(record["step"])
+            case "step" if self._epochs < LINES and record["step"] < self._steps:
+                self._show(record["step"])
+
+    def _show(self, step: int) -> None:
+        tenth = LINES * step // max(self._steps, 1)
+        if tenth > self._shown:
+            self._shown = tenth
+            line = f"{self._name}  epoch {self._latest['epoch']}/{self._epochs}  step {step}/{self._steps}"
+            self._console.print(f"{line}  {figures(self._latest)}".rstrip(), markup=False, highlight=False)
+
+
+def figures(record: Mapping[str, Any]) -> str:
+    """Return what a record says of the training, in a line.
+
+    Example:
+        >>> figures({"loss": 0.25, "accuracy": 0.5, "density": 0.2})
+        'loss 0.250  accuracy 50.0 %  active 20.0 %'
+    """
+    shown = (("loss", "{:.3f}", 1), ("accuracy", "{:.1f} %", 100), ("density", "{:.1f} %", 100))
+    names = {"density": "active"}
+    parts = [
+        f"{names.get(key, key)} {template.format(record[key] * factor)}"
+        for key, template, factor in shown
+        if key in record
+    ]
+    return "  ".join(parts)

@@ -1,0 +1,211 @@
+"""Run folders: what a training leaves behind, and how it is read back to be compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint, write_atomically
+from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.run_spec import RunSpec
+
+HISTORY: Final = "history.jsonl"
+SPEC: Final = "spec.yaml"
+FILES: Final = (CONFIG, TENSORS, HISTORY, SPEC)
+"""What a run folder holds; anything else in it is left alone."""
+
+UNFINISHED: Final = "unfinished"
+"""The folder in a run's folder where a run lies until it is complete."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run: ``config.json``, ``model.safetensors``, ``history.jsonl``, ``spec.yaml``.
+
+    Attributes:
+        path: where it is, or shall be.
+
+    Example:
+        >>> import tempfile
+        >>> run = RunFolder(Path(tempfile.mkdtemp()))
+        >>> run.append({"event": "epoch", "epoch": 1, "loss": 0.5})
+        >>> run.history()
+        [{'event': 'epoch', 'epoch': 1, 'loss': 0.5}]
+    """
+
+    path: Path
+
+    @contextmanager
+    def replacing(self, *, overwrite: bool) -> Iterator[RunFolder]:
+        """Give a folder for a new run, whose files move here once it is complete.
+
+        Until then an earlier run stays as it is. What an interrupted run leaves is in ``unfinished``, where
+        the next run replaces it.
+
+        Args:
+            overwrite: whether an earlier run may be replaced.
+
+        Raises:
+            NeuroTrailsError: a run lies here and may not be replaced.
+        """
+        staging = RunFolder(self.path / UNFINISHED)
+        if (staging.path / CONFIG).exists():  # complete, but stopped while it moved
+            _move(staging.path, self.path)
+        present = _present(self.path)
+        if present and not overwrite:
+            raise NeuroTrailsError(
+                f"{self.path}: holds a run already ({', '.join(present)}); choose another folder with --out, "
+                "or replace it with --overwrite"
+            )
+        _delete(staging.path)
+        yield staging
+        _move(staging.path, self.path)
+
+    def write_spec(self, run: RunSpec) -> None:
+        """Write the spec, spelled out, so that the run can be repeated from it.
+
+        Raises:
+            NeuroTrailsError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / SPEC, run.to_yaml().encode())
+        except OSError as error:
+            raise NeuroTrailsError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another folder with --out"
+            ) from None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record to the history, on disk when this returns."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the history; a last line that was cut off is left out."""
+        try:
+            lines = (self.path / HISTORY).read_text(encoding="utf-8").splitlines(keepends=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.path / HISTORY}: cannot be read ({error.strerror})") from None
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write the trained ensemble and its record; the run is complete when this returns."""
+        save_checkpoint(self.path, checkpoint)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the trainer wrote beside the checkpoint.
+
+        Raises:
+            CheckpointError: there is no complete run, or it was not written by ``nt train``.
+        """
+        record = read_config(self.path)["record"]
+        missing = {"name", "metrics", "cost", "examples", "seconds", "run"} - set(record)
+        if missing:
+            raise CheckpointError(
+                f"{self.path / CONFIG}: its record lacks {', '.join(sorted(missing))}; "
+                "expected a run that nt train wrote"
+            )
+        return dict(record)
+
+
+def row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's line in a comparison.
+
+    Training FLOPs are those of one step × the examples seen, and relative to the single dense network trained
+    on as many examples.
+
+    Args:
+        record: what :meth:`RunFolder.record` gives.
+
+    Example:
+        >>> cost = {"weights": {"active": 5}, "flops": {"inference": 20, "training_step": 60.0},
+        ...         "relative_to_single_dense": {"weights_active": 0.5, "flops_inference": 0.4,
+        ...                                      "flops_training_step": 0.4}}
+        >>> metrics = {"accuracy": 0.9, "nll": 0.3, "ece": 0.02, "disagreement": 0.1}
+        >>> line = row({"name": "a", "metrics": metrics, "cost": cost, "examples": 100, "seconds": 2.0})
+        >>> line["flops_training"], line["relative"]["flops_training"]
+        (6000.0, 0.4)
+    """
+    cost, metrics = record["cost"], record["metrics"]
+    relative = cost["relative_to_single_dense"]
+    return {
+        "name": record["name"],
+        **{name: metrics[name] for name in ("accuracy", "nll", "ece", "disagreement")},
+        "weights_active": cost["weights"]["active"],
+        "flops_training": cost["flops"]["training_step"] * record["examples"],
+        "flops_inference": cost["flops"]["inference"],
+        "seconds": record["seconds"],
+        "relative": {
+            "weights_active": relative["weights_active"],
+            "flops_training": relative["flops_training_step"],
+            "flops_inference": relative["flops_inference"],
+        },
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write lines of a comparison as CSV; what is relative gets a column of its own, ``relative_…``.
+
+    Raises:
+        NeuroTrailsError: the file cannot be written.
+    """
+    flat = [
+        {key: value for key, value in row.items() if key != "relative"}
+        | {f"relative_{key}": value for key, value in row["relative"].items()}
+        for row in rows
+    ]
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+            writer.writeheader()
+            writer.writerows(flat)
+    except OSError as error:
+        raise NeuroTrailsError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return strict JSON: numbers that are not finite become null, NumPy's become Python's.
+
+    Example:
+        >>> to_json({"perplexity": math.inf, "accuracy": 0.5})
+        '{"perplexity": null, "accuracy": 0.5}'
+    """
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it; see :func:`to_json`."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _present(folder: Path) -> list[str]:
+    return [name for name in FILES if (folder / name).exists()]
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a run's files, the config last, so that moving can be taken up again."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in reversed(_present(source)):
+        (source / name).replace(target / name)
+    _delete(source)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a run's files, and its folder if nothing else is in it."""
+    for name in _present(folder):
+        (folder / name).unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

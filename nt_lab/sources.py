@@ -1,0 +1,185 @@
+"""Where examples come from: the bundled digits, a folder, or the Hugging Face hub; all as ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, ReadInstruction, Value
+from datasets.exceptions import DatasetsError
+from PIL import Image
+
+from nt_core.errors import DataError, nearest
+
+DIGITS: Final = "digits"
+DIGITS_TEST_SHARE: Final = 0.2
+_DIGITS_BRIGHTNESS: Final = 15  # its 17 shades, 0 to 16, spread over a byte without rounding
+
+Vector: Final = (datasets.Sequence, getattr(datasets, "List", datasets.Sequence))
+"""The features that hold a list of values; datasets 4 renamed Sequence."""
+
+Splits = Mapping[str, Dataset]
+
+
+def open_source(source: str) -> Splits:
+    """Return the splits of a source by their names.
+
+    Args:
+        source: ``digits``, a folder (of parquet or CSV files, of images in a folder for each class, or what
+            ``Dataset.save_to_disk`` wrote), or a name on the hub.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+
+    Example:
+        >>> {name: len(split) for name, split in open_source("digits").items()}
+        {'train': 1437, 'test': 360}
+    """
+    if source == DIGITS:
+        return _digits()
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise DataError(
+            f"data.source: {source!r} is a file; give the folder it lies in: {str(path.parent)!r}"
+        )
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise DataError(f"data.source: no folder {source!r}; give an existing one, or 'digits'")
+    try:
+        found = datasets.load_from_disk(path) if _is_saved(path) else datasets.load_dataset(str(path))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(_explain(source, path, error)) from None
+    return found if isinstance(found, dict) else {"train": found}
+
+
+def take(splits: Splits, name: str, where: str) -> Dataset:
+    """Return one split, or a part of one: ``train``, ``train[:80%]``, ``train+validation``.
+
+    Args:
+        splits: what :func:`open_source` gave.
+        name: in the notation of ``datasets.ReadInstruction``.
+        where: the setting that names it, for errors.
+
+    Raises:
+        DataError: no such split (with the nearest), or it is empty.
+
+    Example:
+        >>> len(take(open_source("digits"), "train[:50%]", "data.train"))
+        718
+    """
+    for part in name.split("+"):
+        base = part.partition("[")[0].strip()
+        if base not in splits:
+            raise DataError(f"{where}: no split {base!r}{nearest(base, splits)}")
+    try:
+        instructions = ReadInstruction.from_spec(name).to_absolute({k: len(v) for k, v in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"{where}: {name!r} is no split: {error}; expected train or train[:80%], say"
+        ) from None
+    parts = [splits[part.splitname].select(range(part.from_, part.to)) for part in instructions]
+    dataset = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    if len(dataset) == 0:
+        raise DataError(f"{where}: split {name!r} is empty; expected at least one example")
+    return dataset.with_format(None)
+
+
+def image_column(dataset: Dataset, name: str | None, where: str, *, vectors: bool) -> str:
+    """Find the column that holds the inputs.
+
+    Args:
+        dataset: a split.
+        name: of the column, where it is given.
+        where: the dataset, for errors.
+        vectors: whether columns of vectors will do where there are no images.
+
+    Raises:
+        DataError: no such column, none that fits, or several.
+    """
+    kinds: tuple[Any, ...] = (datasets.Image,)
+    found = _columns_of(dataset, kinds)
+    if vectors and (name is not None or not found):
+        kinds = (datasets.Image, *Vector)
+        found = _columns_of(dataset, kinds)
+    what = "images or vectors" if vectors else "images"
+    return _choose(dataset, found, name, where, what=what, setting="data.image")
+
+
+def label_column(dataset: Dataset, name: str | None, where: str) -> str:
+    """Find the column that holds the labels: the one of class labels, else integers called ``label``.
+
+    Raises:
+        DataError: no such column, none that fits, or several.
+    """
+    found = _columns_of(dataset, (ClassLabel,))
+    integers = [
+        column
+        for column, feature in dataset.features.items()
+        if isinstance(feature, Value) and "int" in feature.dtype
+    ]
+    if name is not None:
+        found += integers
+    elif not found:
+        found = [column for column in integers if column in ("label", "labels")]
+    return _choose(dataset, found, name, where, what="class labels", setting="data.label")
+
+
+def _columns_of(dataset: Dataset, kinds: tuple[Any, ...]) -> list[str]:
+    return [column for column, feature in dataset.features.items() if isinstance(feature, kinds)]
+
+
+def _choose(
+    dataset: Dataset, found: list[str], name: str | None, where: str, *, what: str, setting: str
+) -> str:
+    columns = ", ".join(f"{column} ({_kind(feature)})" for column, feature in dataset.features.items())
+    if name is not None and name not in dataset.features:
+        raise DataError(f"{setting}: {where} has no column {name!r}{nearest(name, dataset.features)}")
+    if name is not None and name not in found:
+        raise DataError(f"{setting}: {where}: column {name!r} does not hold {what}; found {columns}")
+    if not found:
+        raise DataError(
+            f"{where}: expected a column of {what}, found {columns}; name one by --set {setting}=COLUMN "
+            "or use another dataset"
+        )
+    if name is None and len(found) > 1:
+        raise DataError(
+            f"{where}: several columns hold {what}: {', '.join(found)}; choose by --set {setting}={found[0]}"
+        )
+    return name or found[0]
+
+
+def _kind(feature: Any) -> str:
+    dtype = getattr(feature, "dtype", "") if isinstance(feature, Value) else ""
+    return dtype or type(feature).__name__
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _explain(source: str, path: Path, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if path.exists():
+        remedy = "expected parquet or CSV files, images in a folder for each class, or a saved dataset"
+    else:
+        remedy = "check the name (owner/dataset) and the connection, or give 'digits' or a folder"
+    return f"data.source: {source!r} cannot be loaded: {reason.rstrip('.')}; {remedy}"
+
+
+def _digits() -> Splits:
+    """Cut scikit-learn's digits into 1,437 and 360, stratified, the same whatever the seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    pixels = raw.images.astype(np.uint8) * _DIGITS_BRIGHTNESS
+    columns = {"image": [Image.fromarray(image) for image in pixels], "label": raw.target}
+    features = Features(image=datasets.Image(), label=ClassLabel(num_classes=10))
+    whole = Dataset.from_dict(columns, features=features)
+    # random_state means NumPy's legacy generator, whose stream is frozen for good.
+    train, test = train_test_split(
+        np.arange(len(whole)), test_size=DIGITS_TEST_SHARE, stratify=raw.target, random_state=0
+    )
+    return {"train": whole.select(np.sort(train)), "test": whole.select(np.sort(test))}

@@ -1,0 +1,184 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from nt_core.cost import Cost, LayerCost
+from nt_core.structure import Layout, Part, part_label
+
+
+def weights_table(cost: Cost, layout: Layout, *, all_heads: bool = False) -> Table:
+    """Return the table of blocks and weights; of heads that are alike, the first stands for all.
+
+    Heads are alike where each weight's active count differs by at most one (whole connections are dealt out,
+    so they need not divide evenly). The totals count every head as it is.
+    """
+    table = Table()
+    for name in ("weight", "shape", "size", "active", "density", "multiply-adds", "share"):
+        table.add_column(name, justify="left" if name == "weight" else "right", no_wrap=True)
+    parts = {part: list(layers) for part, layers in groupby(cost.layers, key=lambda layer: layer.part)}
+    heads = [part_label(head.name) for head in layout.heads]
+    collapse = not all_heads and len(heads) > 1 and _alike([parts.get(head, []) for head in heads])
+    for part in heads[1:] if collapse else ():
+        parts[heads[0]] += parts.pop(part, [])
+    for part, layers in parts.items():
+        shown = layers
+        if collapse and part in heads:
+            shown = layers[: len(layers) // len(heads)]
+            table.add_row(*_sum_cells(f"{len(heads)} heads, alike", layers, cost))
+        table.add_row(*_sum_cells(part, shown, cost))
+        for layer in shown:
+            table.add_row(*_layer_cells(layer, cost), end_section=layer is shown[-1])
+    table.add_row(*_sum_cells("total", cost.layers, cost))
+    return table
+
+
+def _alike(heads: Sequence[Sequence[LayerCost]]) -> bool:
+    return all(
+        len({layer.shape for layer in same}) == 1
+        and max(layer.active for layer in same) - min(layer.active for layer in same) <= 1
+        for same in zip(*heads, strict=True)
+    )
+
+
+def _layer_cells(layer: LayerCost, cost: Cost) -> Iterator[str]:
+    yield "  " + layer.name.partition("/")[2].removesuffix(".weight")
+    yield "×".join(map(str, layer.shape))
+    yield from _figures([layer], cost)
+
+
+def _sum_cells(title: str, layers: Sequence[LayerCost], cost: Cost) -> Iterator[str]:
+    yield f"[bold]{title}"
+    yield ""
+    yield from (f"[bold]{text}" for text in _figures(layers, cost))
+
+
+def _figures(layers: Iterable[LayerCost], cost: Cost) -> Iterator[str]:
+    layers = list(layers)
+    size, active, flops = (
+        sum(getattr(layer, name) for layer in layers) for name in ("size", "active", "flops")
+    )
+    yield f"{size:,}"
+    yield f"{active:,}"
+    yield f"{active / max(size, 1):.4f}"
+    yield si(flops / 2)
+    yield f"{flops / max(cost.flops_inference, 1):.1%}"
+
+
+def split_lines(cost: Cost, layout: Layout) -> list[str]:
+    """Return which blocks stand in the backbone and which in each head."""
+    lines = [f"blocks: {cost.blocks_counted} counted (stem and classifier are not)"]
+    if layout.backbone:
+        lines.append(f"backbone: {_blocks(layout.backbone)}")
+    title = f"each of {len(layout.heads)} heads" if len(layout.heads) > 1 else "head 1"
+    lines.append(f"{title}: {_blocks(layout.heads[0])}")
+    return lines
+
+
+def _blocks(part: Part) -> str:
+    counted = [block.name for block in part.blocks if block.kind == "counted"]
+    named = (
+        f" ({counted[0]} … {counted[-1]})" if len(counted) > 2 else f" ({', '.join(counted)})" * bool(counted)
+    )
+    rest = [block.name for block in part.blocks if block.kind != "counted"]
+    return " + ".join([f"{len(counted)} counted{named}", *rest])
+
+
+def totals_table(cost: Cost) -> Table:
+    """Return the totals beside those of the single dense network."""
+    relative = cost.relative_to_single_dense()
+    table = Table()
+    for name in ("", "here", "single dense", "relative"):
+        table.add_column(name, justify="left" if not name else "right")
+    lines = (
+        ("weights", f"{cost.weights_total:,}", f"{cost.single_weights:,}", "weights_total"),
+        ("active weights", f"{cost.weights_active:,}", f"{cost.single_weights:,}", "weights_active"),
+        ("inference FLOPs", si(cost.flops_inference), si(cost.single_flops), "flops_inference"),
+        ("training FLOPs", si(cost.flops_training_step), si(3 * cost.single_flops), "flops_training_step"),
+        (
+            "FLOPs at uniform density",
+            si(cost.density * cost.flops_dense),
+            si(cost.single_flops),
+            "flops_uniform_equivalent",
+        ),
+    )
+    for name, here, single, key in lines:
+        table.add_row(name, here, single, f"{relative[key]:.4f}")
+    table.add_section()
+    table.add_row("density", f"{cost.density:.6g}", "1", "")
+    table.add_row("parameters, biases and norms too", f"{cost.parameters_total:,}", "", "")
+    table.add_row("FLOPs if executed densely", si(cost.flops_dense), "", "")
+    if cost.flops_products:
+        table.add_row("FLOPs among activations", si(cost.flops_products), "", "")
+    table.caption = "FLOPs: for one example; 2 × multiply-adds; training: forward and backward."
+    return table
+
+
+def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return one line for each run; see :func:`nt_lab.runs.row`."""
+    table = Table(
+        caption="×: relative to the single dense network (training FLOPs: trained on as many examples). "
+        "ECE: 15 bins. Disagreement: mean over pairs of members. Seconds: of training."
+    )
+    table.add_column("run", overflow="fold")
+    names = (
+        "accuracy",
+        "NLL",
+        "ECE",
+        "disagree-\nment",
+        "active\nweights",
+        "training\nFLOPs",
+        "inference\nFLOPs",
+    )
+    for name in (*names, "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        relative = row["relative"]
+        table.add_row(
+            Text(row["name"]),
+            f"{row['accuracy']:.4f}",
+            *(f"{row[name]:.4f}" for name in ("nll", "ece", "disagreement")),
+            *(
+                f"{si(row[n])}\n{relative[n]:.2f}×"
+                for n in ("weights_active", "flops_training", "flops_inference")
+            ),
+            f"{row['seconds']:.1f}",
+        )
+    return table
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """Return an ensemble's metrics, its members' and their pairwise disagreement."""
+    table = Table(caption=f"{metrics['count']:,} examples")
+    table.add_column("")
+    for name in ("accuracy", "NLL", "ECE", "disagreement"):
+        table.add_column(name, justify="right")
+    members = list(zip(metrics["member_accuracy"], metrics["member_nll"], strict=True))
+    for number, (accuracy, nll) in enumerate(members, start=1):
+        if len(members) > 1:
+            pairs = "  ".join(f"{pair:.4f}" for pair in metrics["disagreement_matrix"][number - 1])
+            table.add_row(f"member {number}", f"{accuracy:.4f}", f"{nll:.4f}", "", pairs)
+    table.add_section()
+    cells = (f"{metrics[name]:.4f}" for name in ("accuracy", "nll", "ece", "disagreement"))
+    table.add_row("ensemble" if len(members) > 1 else "network", *cells)
+    return table
+
+
+def si(value: float) -> str:
+    """Return a number with three digits and a prefix.
+
+    Example:
+        >>> si(999), si(7_165_000_000), si(12_300)
+        ('999', '7.17 G', '12.3 k')
+    """
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}".rstrip()
+        value /= 1000
+    return f"{value:.3g} Z"

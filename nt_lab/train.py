@@ -1,0 +1,231 @@
+"""Train and evaluate: what joins a spec, data, a backend and a run folder."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import nt_core
+import nt_models
+from nt_core.checkpoint import Checkpoint
+from nt_core.cost import cost
+from nt_core.errors import NeuroTrailsError
+from nt_core.metrics import Metrics
+from nt_core.run_spec import RunSpec
+from nt_core.spec import EnsembleSpec
+from nt_core.training import Batches, Data
+from nt_lab.data import Normalisation, Split, load, load_test
+from nt_lab.runs import RunFolder, plain, row
+
+Report = Callable[[Mapping[str, Any]], None]
+KEPT_EVENTS: Final = ("update", "epoch")
+VERSIONS: Final = ("numpy", "datasets", "torch", "accelerate")
+
+
+class Trained(Protocol):
+    """What a backend's training returns."""
+
+    @property
+    def examples(self) -> int:
+        """Training examples seen."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training."""
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """On the test set."""
+
+    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
+        """Return the trained ensemble."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """The verbs of a backend that the laboratory needs; see ``nt_torch`` for their arguments.
+
+    Attributes:
+        name: recorded with every run.
+        train: (spec, training, data, …) → what was trained.
+        load: (folder, device=…) → model.
+        evaluate: (model, data) → metrics.
+    """
+
+    name: str
+    train: Callable[..., Trained]
+    load: Callable[..., Any]
+    evaluate: Callable[[Any, Batches], Metrics]
+
+
+def torch_backend() -> Backend:
+    """Import the PyTorch backend.
+
+    Raises:
+        NeuroTrailsError: PyTorch or accelerate are not installed.
+    """
+    try:
+        from nt_torch.checkpoint import load as load_model
+        from nt_torch.evaluate import evaluate as evaluate_model
+        from nt_torch.train import train as train_model
+    except ModuleNotFoundError as error:
+        raise NeuroTrailsError(
+            f"backend torch: {error.name} is not installed; pip install 'neurotrails[torch]'"
+        ) from None
+    return Backend(name="torch", train=train_model, load=load_model, evaluate=evaluate_model)
+
+
+def train(
+    run: RunSpec,
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    trackers: Sequence[str] = (),
+    overwrite: bool = False,
+    report: Report = lambda _: None,
+    backend: Callable[[], Backend] | None = None,
+) -> dict[str, Any]:
+    """Train what a spec file declares and write the run's folder.
+
+    Args:
+        run: the spec, as it shall be recorded.
+        folder: where the run is written.
+        device: for the backend; None: what it finds.
+        trackers: ``"tensorboard"`` say.
+        overwrite: whether an earlier run in the folder may be replaced.
+        report: receives the backend's records as they come.
+        backend: makes the backend, once everything else is known to be right; None: PyTorch.
+
+    Returns:
+        The record that stands beside the checkpoint; :func:`nt_lab.runs.row` makes a line of a table of it.
+
+    Raises:
+        NeuroTrailsError: the spec, the data or the folder will not do. Nothing is lost: an earlier run stays
+            until the new one is complete.
+    """
+    target = RunFolder(Path(folder))
+    spec = run.ensemble(nt_models.ARCHITECTURES)
+    spec.plan.total_steps(steps_per_epoch=1)  # an open-ended plan is an error before any data is loaded
+    with target.replacing(overwrite=overwrite) as unfinished:
+        split = load(run.data, spec.graph, run.seed)
+        chosen = (backend or torch_backend)()
+        unfinished.write_spec(run)
+        start: dict[str, Any] = {}
+
+        def note(event: Mapping[str, Any]) -> None:
+            if event["event"] == "start":
+                start.update(event)
+            if event["event"] in KEPT_EVENTS:
+                unfinished.append(event)
+            report(event)
+
+        trained = chosen.train(
+            spec,
+            run.training,
+            split.train,
+            seed=run.seed,
+            test=split.test,
+            device=device,
+            trackers=trackers,
+            folder=target.path,
+            report=note,
+        )
+        saved = trained.checkpoint()
+        figures = _figures(spec, saved)
+        record = _record(
+            run, split, trained, figures, {"backend": chosen.name, "device": start.get("device")}
+        )
+        unfinished.save(replace(saved, record=record))
+    return record
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    data: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    backend: Callable[[], Backend] | None = None,
+) -> Metrics:
+    """Evaluate a run on its test split, normalised as it was trained; nothing is written.
+
+    Args:
+        folder: of the run.
+        data: fields of :class:`nt_core.training.Data` that shall differ, ``{"source": …}`` say.
+        device: for the backend; None: the CPU.
+        backend: makes the backend; None: PyTorch.
+
+    Raises:
+        CheckpointError: no run is there, or it is damaged.
+        DataError: the data does not fit.
+    """
+    record = RunFolder(Path(folder)).record()
+    chosen = (backend or torch_backend)()
+    model = chosen.load(folder, device=device or "cpu")
+    settings = Data(**{**record["run"]["data"], **(data or {})})
+    test = load_test(settings, model.spec.graph, Normalisation(**record["data"]["normalisation"]))
+    return chosen.evaluate(model, test)
+
+
+def _figures(spec: EnsembleSpec, saved: Checkpoint) -> dict[str, Any]:
+    """Return what the trained ensemble costs, by the masks it ended with."""
+    counts = {placed.name: placed.weight.size for placed in spec.layout.sparsifiable}
+    counts |= {name: mask.count for name, mask in saved.masks.items()}
+    figures = cost(spec, counts).to_dict()
+    del figures["layers"]
+    return figures
+
+
+def _record(
+    run: RunSpec, split: Split, trained: Trained, figures: Mapping[str, Any], where: Mapping[str, Any]
+) -> dict[str, Any]:
+    metrics = trained.metrics
+    assert metrics is not None
+    record = {
+        "name": run.name,
+        "run": run.to_dict(),
+        "seed": run.seed,
+        "steps": trained.steps,
+        "epochs": trained.examples / len(split.train),
+        "examples": trained.examples,
+        "seconds": trained.seconds,
+        "metrics": metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()},
+        "cost": figures,
+        "data": {
+            "source": run.data.source,
+            "normalisation": split.normalisation.model_dump(mode="json"),
+            "train_examples": len(split.train),
+            "test_examples": len(split.test),
+        },
+        "versions": versions(),
+        **where,
+    }
+    return dict(plain(record))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a result.
+
+    Example:
+        >>> versions()["neurotrails"] == nt_core.__version__
+        True
+    """
+    found = {"neurotrails": nt_core.__version__, "python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def result(record: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Return a finished run's line of a table, and where it lies."""
+    return row(record) | {"folder": str(folder)}

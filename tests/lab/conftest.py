@@ -1,0 +1,148 @@
+"""A backend that trains nothing, and small datasets in folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import hypothesis
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from PIL import Image
+
+from nt_core import EnsembleSpec, initial_masks, initial_values
+from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.metrics import Metrics
+from nt_lab.train import Backend
+
+hypothesis.settings.register_profile("lab", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("lab")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what datasets caches out of the user's home, and its bars out of stderr."""
+    datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+
+
+@dataclass(frozen=True)
+class FakeTrained:
+    spec: EnsembleSpec
+    examples: int
+    steps: int
+    metrics: Metrics
+    seconds: float = 1.5
+
+    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
+        return Checkpoint(
+            spec=self.spec,
+            values=dict(initial_values(self.spec.layout, 0)),
+            masks=dict(initial_masks(self.spec.topology, self.spec.layout, 0)),
+            record=record or {},
+        )
+
+
+def measure(spec: EnsembleSpec, data: Any) -> Metrics:
+    """Logits that are right for even labels in the first member, and a hash of the pixels elsewhere."""
+    parts = []
+    for inputs, labels in data.epoch(0, 64):
+        logits = np.zeros((spec.members, len(labels), spec.graph.output_shape[-1]))
+        logits[0, np.arange(len(labels)), labels - labels % 2] = 2.0
+        for member in range(1, spec.members):
+            guess = (np.abs(inputs).sum(axis=tuple(range(1, inputs.ndim))) * member).astype(int)
+            logits[member, np.arange(len(labels)), guess % logits.shape[-1]] = 1.0
+        parts.append(Metrics.of(logits, labels))
+    return Metrics.sum(parts)
+
+
+def fake_train(spec: EnsembleSpec, training: Any, data: Any, **options: Any) -> FakeTrained:
+    per_epoch = -(-len(data) // training.batch_size)
+    total = spec.plan.total_steps(per_epoch)
+    report, metrics = options["report"], measure(spec, options["test"])
+    epochs = -(-total // per_epoch)
+    report({"event": "start", "total_steps": total, "total_epochs": epochs, "device": "nowhere"})
+    for step in range(1, total + 1):
+        report({"event": "step", "step": step})
+        if step % 5 == 0:
+            report({"event": "update", "step": step, "pruned": 3, "grown": 3, "active": 10})
+        if step % per_epoch == 0 or step == total:
+            done = -(-step // per_epoch)
+            figures = {"loss": 1 / step, "density": 0.2, "accuracy": metrics.accuracy}
+            report({"event": "epoch", "epoch": done, "step": step, **figures})
+    seen = min(total * training.batch_size, epochs * len(data))
+    return FakeTrained(spec=spec, examples=seen, steps=total, metrics=metrics)
+
+
+def make_fake_backend() -> Backend:
+    return Backend(
+        name="fake",
+        train=fake_train,
+        load=lambda folder, device: load_checkpoint(folder),
+        evaluate=lambda model, data: measure(model.spec, data),
+    )
+
+
+@pytest.fixture
+def fake_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Backend]:
+    """Put the fake in PyTorch's place."""
+    monkeypatch.setattr("nt_lab.train.torch_backend", make_fake_backend)
+    return make_fake_backend
+
+
+def pictures(count: int, *, size: int = 8, channels: int = 3, seed: int = 0) -> list[Image.Image]:
+    shape = (count, size, size) if channels == 1 else (count, size, size, channels)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return [Image.fromarray(image) for image in pixels]
+
+
+def make_dataset(count: int = 12, *, classes: int = 4, **how: Any) -> Dataset:
+    columns = {"img": pictures(count, **how), "label": [i % classes for i in range(count)]}
+    return Dataset.from_dict(columns, Features(img=datasets.Image(), label=ClassLabel(num_classes=classes)))
+
+
+def store(folder: Path, **splits: Dataset) -> str:
+    """Write splits as a folder of parquet files."""
+    folder.mkdir(exist_ok=True)
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def labelled() -> Callable[..., Dataset]:
+    return make_dataset
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Callable[..., str]:
+    """Write splits into a folder and give its path."""
+    return lambda **splits: store(tmp_path / "stored", **splits)
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> str:
+    """A folder with 12 colour images of 8×8 in 4 classes to train on, 5 to test on."""
+    return store(tmp_path / "data", train=make_dataset(12), test=make_dataset(5, seed=1))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    """The same, as ``save_to_disk`` writes it."""
+    DatasetDict(train=make_dataset(12), test=make_dataset(5, seed=1)).save_to_disk(tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> str:
+    """The same, as images in a folder for each class."""
+    for split, dataset in (("train", make_dataset(12)), ("test", make_dataset(5, seed=1))):
+        for i, example in enumerate(dataset):
+            folder = tmp_path / "images" / split / f"class{example['label']}"
+            folder.mkdir(parents=True, exist_ok=True)
+            example["img"].save(folder / f"{i:03}.png")
+    return str(tmp_path / "images")
