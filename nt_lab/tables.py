@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -19,8 +20,8 @@ def weights_table(cost: Cost, layout: Layout, *, all_heads: bool = False) -> Tab
     Heads are alike where each weight's active count differs by at most one (whole connections are dealt out,
     so they need not divide evenly). The totals count every head as it is.
     """
-    table = Table()
-    for name in ("weight", "shape", "size", "active", "density", "multiply-adds", "share"):
+    table = _narrow_table()
+    for name in ("weight", "shape", "size", "active", "density", "mult.-\nadds", "share"):
         table.add_column(name, justify="left" if name == "weight" else "right", no_wrap=True)
     parts = {part: list(layers) for part, layers in groupby(cost.layers, key=lambda layer: layer.part)}
     heads = [part_label(head.name) for head in layout.heads]
@@ -93,7 +94,7 @@ def _blocks(part: Part) -> str:
 def totals_table(cost: Cost) -> Table:
     """Return the totals beside those of the single dense network."""
     relative = cost.relative_to_single_dense()
-    table = Table()
+    table = _narrow_table()
     for name in ("", "here", "single dense", "relative"):
         table.add_column(name, justify="left" if not name else "right")
     lines = (
@@ -122,20 +123,13 @@ def totals_table(cost: Cost) -> Table:
 
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one line for each run; see :func:`nt_lab.runs.row`."""
-    table = Table(
+    table = _narrow_table(
         caption="×: relative to the single dense network (training FLOPs: trained on as many examples). "
-        "ECE: 15 bins. Disagreement: mean over pairs of members. Seconds: of training."
+        "ECE: 15 bins. disagr.: prediction disagreement, mean over pairs of members. "
+        "seconds: of training."
     )
     table.add_column("run", overflow="fold")
-    names = (
-        "accuracy",
-        "NLL",
-        "ECE",
-        "disagree-\nment",
-        "active\nweights",
-        "training\nFLOPs",
-        "inference\nFLOPs",
-    )
+    names = ("accuracy", "NLL", "ECE", "disagr.", "active\nweights", "training\nFLOPs", "inference\nFLOPs")
     for name in (*names, "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -155,7 +149,7 @@ def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """Return an ensemble's metrics, its members' and their pairwise disagreement."""
-    table = Table(caption=f"{metrics['count']:,} examples")
+    table = _narrow_table(caption=f"{metrics['count']:,} examples")
     table.add_column("")
     for name in ("accuracy", "NLL", "ECE", "disagreement"):
         table.add_column(name, justify="right")
@@ -168,6 +162,11 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     cells = (f"{metrics[name]:.4f}" for name in ("accuracy", "nll", "ece", "disagreement"))
     table.add_row("ensemble" if len(members) > 1 else "network", *cells)
     return table
+
+
+def _narrow_table(**options: Any) -> Table:
+    """Return a table that fits a terminal of 80 columns: no lines between columns."""
+    return Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", **options)
 
 
 def si(value: float) -> str:
