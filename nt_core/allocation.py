@@ -42,7 +42,7 @@ class Allocation(Value, ABC):
 
     Attributes:
         dense: kernels that stay dense: patterns over weight names (``"*/classifier/*"``) or ``"@first"``,
-            ``"@last"``, ``"@attention"``. A pattern that matches nothing is an error.
+            ``"@last"``, ``"@attention"``. A pattern that matches nothing is an error; a group may be empty.
         dense_budget: whether dense kernels count towards the sparsity (``inside``) or the sparsity holds for
             the rest alone (``outside``).
     """

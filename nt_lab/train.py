@@ -159,7 +159,7 @@ def evaluate(
     Args:
         folder: of the run.
         data: fields of :class:`nt_core.training.Data` that shall differ, ``{"source": …}`` say.
-        device: for the backend; None: the CPU.
+        device: for the backend; None: what it finds.
         backend: makes the backend; None: PyTorch.
 
     Raises:
@@ -168,7 +168,7 @@ def evaluate(
     """
     record = RunFolder(Path(folder)).record()
     chosen = (backend or torch_backend)()
-    model = chosen.load(folder, device=device or "cpu")
+    model = chosen.load(folder, device=device)
     settings = Data(**{**record["run"]["data"], **(data or {})})
     test = load_test(settings, model.spec.graph, Normalisation(**record["data"]["normalisation"]))
     return chosen.evaluate(model, test)

@@ -11,7 +11,7 @@ from torch import nn
 
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.mask import Mask
-from nt_torch.compile import Ensemble, as_numpy, find_device, unwrap
+from nt_torch.compile import Ensemble, as_numpy, fast_layout, find_device, unwrap
 
 
 def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -38,8 +38,12 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
     return Checkpoint(spec=ensemble.spec, values=values, masks=masks, record=record or {})
 
 
-def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Ensemble:
+def load(folder: str | Path, *, device: torch.device | str | None = "cpu") -> Ensemble:
     """Make the module that a checkpoint directory holds, in evaluation mode.
+
+    Args:
+        folder: what :func:`nt_core.checkpoint.save_checkpoint` wrote.
+        device: where it shall live; None: a GPU if there is one.
 
     Raises:
         CheckpointError: as :func:`nt_core.checkpoint.load_checkpoint`.
@@ -47,13 +51,13 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Ensemble:
     return restore(load_checkpoint(folder), device=device)
 
 
-def restore(saved: Checkpoint, *, device: torch.device | str = "cpu") -> Ensemble:
+def restore(saved: Checkpoint, *, device: torch.device | str | None = "cpu") -> Ensemble:
     """Make the module of a checkpoint in memory, in evaluation mode."""
     with torch.device("meta"):
         model = Ensemble(saved.spec)
     model = model.to_empty(device=find_device(device))
     fill(model, saved)
-    return model.eval()
+    return fast_layout(model).eval()
 
 
 @torch.no_grad()

@@ -222,8 +222,18 @@ def ensemble_loss(
     return loss if reduction == "mean" else loss * members
 
 
-def find_device(name: torch.device | str) -> torch.device:
-    """Return a device that can be used.
+def fast_layout(model: Ensemble) -> Ensemble:
+    """Put a network of convolutions into channels-last memory, which CPUs and GPUs compute faster.
+
+    Training and loading both do it, for another layout gives other last digits.
+    """
+    if any(parameter.dim() == 4 for parameter in model.parameters()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def find_device(name: torch.device | str | None) -> torch.device:
+    """Return a device that can be used; None: a GPU if there is one, else the CPU.
 
     Raises:
         DataError: there is no such device.
@@ -232,6 +242,8 @@ def find_device(name: torch.device | str) -> torch.device:
         >>> find_device("cpu")
         device(type='cpu')
     """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

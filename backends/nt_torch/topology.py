@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nt_core.arrays import NUMPY, Moment
 from nt_core.errors import TopologyError
-from nt_core.policies import Policy
+from nt_core.policies import Policy, expect_finite
 from nt_core.random import Random
 from nt_core.topology import Dynamic, GradualPruning, criteria, final_counts
 from nt_core.update import update
@@ -140,7 +140,8 @@ class Topology:
             What changed, or None. Calling it when the optimiser took no step does nothing.
 
         Raises:
-            TopologyError: a gradient or weight is not finite; names weight and step, and nothing has changed.
+            TopologyError: a weight is not finite; names weight and step, and no mask has changed. (A gradient
+                that is not finite is reported by the optimiser's step, before it changes anything.)
         """
         self._depth = 0
         if not self._unseen_step:
@@ -193,6 +194,7 @@ class Topology:
         if not _will_be_skipped(self.optimizer):
             self.mask_gradients()
             _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
+            self._expect_finite()
             if self._due(self.steps + 1) and self._replaces_step():
                 self._hold_back_gradients()
 
@@ -213,6 +215,15 @@ class Topology:
         else:
             self._remask()
 
+    def _expect_finite(self) -> None:
+        """Stop before the optimiser's step, while the model is whole, if an update could not follow it."""
+        kept, arrays = self._kept, TorchArrays(torch.device("cpu"))
+        for masked in self._masked:
+            if masked.name in kept and not bool(torch.isfinite(kept[masked.name].dense).all()):
+                self._kept, self._depth = {}, 0
+                layer = masked.layer(kept[masked.name].dense.cpu(), on_device=True)
+                expect_finite(layer, Moment(self.steps + 1, self._random, arrays), gradients=True)
+
     def _hold_back_gradients(self) -> None:
         """Make the optimiser pass over every parameter: it steps over those without a gradient."""
         for group in self.optimizer.param_groups:
@@ -222,9 +233,12 @@ class Topology:
                     parameter.grad = None
 
     def _forget_skipped(self) -> None:
-        """Drop what was kept before GradScaler found it infinite and skipped the step."""
-        if any(not bool(torch.isfinite(kept.dense).all()) for kept in self._kept.values()):
-            self._kept = {}
+        """Drop what was kept before GradScaler found something infinite and skipped the step."""
+        if self._kept:
+            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
+            tensors = [kept.dense for kept in self._kept.values()] + [g for g in gradients if g is not None]
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                self._kept = {}
 
     def _keep_dense(self, masked: MaskedWeight, gradient: Tensor) -> None:
         kept = self._kept.get(masked.name)

@@ -24,7 +24,7 @@ from nt_core.errors import nearest
 from nt_core.metrics import Metrics
 from nt_core.training import SGD, Adam, AdamW, Batches, Training
 from nt_torch.checkpoint import checkpoint
-from nt_torch.compile import Ensemble, compile, ensemble_loss, find_device  # noqa: A004
+from nt_torch.compile import Ensemble, compile, ensemble_loss, fast_layout, find_device  # noqa: A004
 from nt_torch.evaluate import evaluate
 from nt_torch.topology import Topology, Update
 
@@ -109,10 +109,7 @@ class _Run:
         self.reduction = spec.loss_reduction
         self.steps_per_epoch = math.ceil(len(data) / training.batch_size)
         self.epochs = _Epochs(data, training.batch_size // training.accumulation)
-        model: nn.Module = compile(spec, seed=seed)
-        if any(array.dim() == 4 for array in model.parameters()):
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model = model.to(accelerator.device)
+        model = fast_layout(compile(spec, seed=seed)).to(accelerator.device)
         self.model, self.optimizer, self.loader = accelerator.prepare(
             model, _optimizer(model, training), DataLoader(self.epochs, batch_size=None)
         )

@@ -86,6 +86,22 @@ def test_every_preset_trains_saves_and_loads(preset, tmp_path):
     assert active == (sum(spec.counts.values()) if spec.topology.kind != "dense" else 0)
 
 
+def test_a_loaded_network_of_convolutions_gives_the_same_bits(tmp_path):
+    graph = nt_models.wide_resnet(depth=10, width=1, classes=3, size=8, channels=1)
+
+    class Images(Toy):
+        def epoch(self, number, batch_size):
+            for inputs, labels in super().epoch(number, batch_size):
+                yield np.resize(inputs, (len(inputs), 1, 8, 8)), labels
+
+    spec = PRESETS["neurotrails"](graph).replace(plan=OneRun(steps=3))
+    trained = nt_torch.train(spec, Training(batch_size=30), Images(), device="cpu")
+    save_checkpoint(tmp_path, trained.checkpoint())
+    x = np.random.default_rng(0).standard_normal((20, 1, 8, 8)).astype(np.float32)
+    wanted = nt_torch.predict(trained.model, x)
+    np.testing.assert_array_equal(nt_torch.predict(nt_torch.load(tmp_path), x), wanted)
+
+
 def test_the_same_seed_is_the_same_run_to_the_bit():
     first, second, other = (train(short("neurotrails"), seed=seed).model.state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[key], second[key]) for key in first)
