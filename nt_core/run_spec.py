@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -71,7 +72,7 @@ class RunSpec(Value):
 
     def to_yaml(self) -> str:
         """Return the spec, spelled out, as a YAML file's text."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
 
 
 def read_spec(source: str | Path, architectures: Architectures, overrides: Sequence[str] = ()) -> RunSpec:
@@ -207,7 +208,7 @@ def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -217,12 +218,32 @@ def _read_file(path: Path) -> dict[str, Any]:
     return data
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 5e-4 as a number, as YAML 1.2 does; YAML 1.1 takes it for text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that the loader would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _parse_override(override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise SpecError(f"--set {override}: expected key=value, topology.sparsity=0.9 say")
     try:
-        value: Any = yaml.safe_load(text)
+        value: Any = _read_yaml(text)
     except yaml.YAMLError as error:
         raise SpecError(f"--set {override}: the value is not YAML: {error}") from None
     for key in reversed(path.split(".")):
@@ -233,21 +254,20 @@ def _parse_override(override: str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of spec files, for editors and validators.
 
-    A preset may stand for what a file leaves out, so neither the graph nor any ``kind`` is required.
+    A preset may stand for whatever a file leaves out, so nothing is required, and values that leave out
+    their kind may be of several.
     """
-    schema: dict[str, Any] = _any_of(RunSpec.model_json_schema())
-    schema["required"].remove("graph")
+    schema: dict[str, Any] = _loosen(RunSpec.model_json_schema())
     return schema
 
 
-def _any_of(schema: Any) -> Any:
-    """Replace ``oneOf``: values that leave their kind to a preset may be of several."""
+def _loosen(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [_any_of(each) for each in schema]
+        return [_loosen(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     return {
-        "anyOf" if key == "oneOf" else key: _any_of(each)
+        "anyOf" if key == "oneOf" else key: _loosen(each)
         for key, each in schema.items()
-        if key != "discriminator"
+        if key not in ("discriminator", "required")
     }

@@ -55,7 +55,9 @@ class OneRun(Value):
             return self.steps
         if self.epochs is None:
             raise SpecError("plan: neither epochs nor steps are given; add epochs: 20, say")
-        return math.ceil(self.epochs * steps_per_epoch)
+        steps = self.epochs * steps_per_epoch
+        whole = round(steps)
+        return whole if math.isclose(steps, whole, rel_tol=1e-14) else math.ceil(steps)
 
 
 AnyPlan = OneRun

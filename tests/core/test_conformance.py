@@ -363,7 +363,7 @@ def test_dropout_conforms(dtype: Any) -> None:
 @pytest.mark.parametrize(
     "backend",
     [Dropping(rate=0.3), Dropping(scale=1.0), Dropping(alike=True), Dropping(always=True)],
-    ids=repr,
+    ids=["rate", "scale", "alike", "always"],
 )
 def test_broken_dropout_is_found_out(backend: Dropping) -> None:
     with pytest.raises(AssertionError):
