@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nt_core import EnsembleSpec, RunSpec
 
 EXIT_USER_ERROR = 2
+PRESET_EPOCHS = 20
+"""How long a preset named alone is trained unless something else is asked for."""
 
 
 class Commands(TyperGroup):
@@ -127,6 +129,8 @@ def train(
     shortcuts = {"data.source": data, "seed": seed, **_plan(epochs, steps)}
     changes = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
     run, _ = _read(spec, [*(overrides or []), *changes])
+    if spec == run.preset and run.plan.epochs is None and run.plan.steps is None:
+        run = run.replace(plan=run.plan.replace(epochs=PRESET_EPOCHS))
     console.quiet_libraries()
     from nt_lab import tables
     from nt_lab import train as lab

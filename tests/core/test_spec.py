@@ -222,7 +222,7 @@ def test_float_traps_take_the_steps_that_are_meant(epochs: float, per_epoch: int
 
 def test_a_plan_says_epochs_or_steps() -> None:
     assert OneRun(steps=7).total_steps(100) == 7
-    with pytest.raises(SpecError, match=r"plan: neither epochs nor steps are given; add epochs: 20, say"):
+    with pytest.raises(SpecError, match=r"plan: neither epochs nor steps are given; say how long"):
         OneRun().total_steps(100)
     with pytest.raises(SpecError, match=r"expected epochs or steps, found both \(epochs=2, steps=3\)"):
         OneRun(epochs=2, steps=3)

@@ -101,7 +101,7 @@ def test_version() -> None:
         (["describe", "single", "--set", "topolgy.kind=dense"], "topolgy: unknown key"),
         (["describe", "neurotrails", "--set", "topology.sparsity=1.5"], "topology.sparsity"),
         (["describe", "single", "--set", "version=99"], "newer"),
-        (["train", "single"], "neither epochs nor steps"),
+        (["train", "open.json"], "open.json: cannot be read"),
         (["train", "single", "--epochs", "1", "--steps", "1"], "expected epochs or steps, found both"),
         (["train", "single", "--epochs", "-1"], "epochs"),
         (["train", "single", "--epochs", "1", "--seed", "-1"], "seed"),
@@ -115,6 +115,22 @@ def test_mistakes_get_one_panel_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert said in " ".join(complaint(*arguments).replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_left_open_in_a_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "open.yaml").write_text("preset: single", encoding="utf-8")
+    assert "neither epochs nor steps" in complaint("train", "open.yaml")
+
+
+def test_a_preset_alone_trains_for_20_epochs(
+    tmp_path: Path, fake_backend: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert nt("train", "single").exit_code == 0
+    assert "epochs: 20.0" in (tmp_path / "runs/single/spec.yaml").read_text(encoding="utf-8")
+    assert nt("train", "single", "--steps", "3", "--overwrite").exit_code == 0
+    assert "steps: 3" in (tmp_path / "runs/single/spec.yaml").read_text(encoding="utf-8")
 
 
 def test_a_traceback_is_shown_if_asked() -> None:
