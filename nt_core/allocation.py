@@ -268,13 +268,14 @@ def _water_fill(
     """Solve Σ min(upper, max(lower, ε·slope)) = budget for ε exactly: the sum is piecewise linear in ε."""
     if not slope.size:
         return slope
-    steps = np.unique(np.concatenate([[0.0], lower / slope, upper / slope]))
+    starts, ends = lower / slope, upper / slope
+    steps = np.unique(np.concatenate([[0.0], starts, ends]))
     below, above = 0, steps.size - 1
     while above - below > 1:
         middle = (below + above) // 2
         filled = np.clip(steps[middle] * slope, lower, upper).sum() <= budget
         below, above = (middle, above) if filled else (below, middle)
-    rising = (lower <= steps[below] * slope) & (upper >= steps[above] * slope) & (upper > lower)
+    rising = (starts <= steps[below]) & (ends >= steps[above]) & (ends > starts)
     start = np.clip(steps[below] * slope, lower, upper)
     rate = slope[rising].sum()
     epsilon = steps[below] + (budget - start.sum()) / rate if rate > 0 else steps[above]
@@ -290,6 +291,7 @@ def _round(
     remainders = [share - count for share, count in zip(shares, counts, strict=True)]
     order = sorted(range(len(counts)), key=lambda i: (-remainders[i], i))
     missing = budget - sum(counts)
+    assert abs(missing) <= len(counts), "the shares do not add up to the budget"
     while missing:
         step = 1 if missing > 0 else -1
         limit = upper if step > 0 else lower

@@ -54,7 +54,9 @@ class OneRun(Value):
         if self.steps is not None:
             return self.steps
         if self.epochs is None:
-            raise SpecError("plan: neither epochs nor steps are given; say how long with epochs: 20, or --epochs 20")
+            raise SpecError(
+                "plan: neither epochs nor steps are given; say how long with epochs: 20, or --epochs 20"
+            )
         steps = self.epochs * steps_per_epoch
         whole = round(steps)
         return whole if math.isclose(steps, whole, rel_tol=1e-14) else math.ceil(steps)
