@@ -15,6 +15,7 @@ from nt_core import ops
 from nt_core.errors import GraphError, SpecError, nearest
 from nt_core.graph import INPUT, Block, BlockGraph, BlockKind, Features, Image, Node, Tokens, infer_shape
 from nt_core.values import Shape, explain
+from nt_core.weights import Init
 
 P = ParamSpec("P")
 
@@ -95,7 +96,7 @@ class BlockWriter:
         features: int,
         *,
         bias: bool = True,
-        init: ops.Init = "lecun_uniform",
+        init: Init = "lecun_uniform",
         name: str | None = None,
     ) -> Tensor:
         """Map the last axis. (…, D) → (…, features)."""

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.mask import Mask
-from nt_core.ops import Weight
 from nt_core.random import Random, Stream
 from nt_core.selection import top_k
 from nt_core.structure import Layout
 from nt_core.topology import AnyTopology, Dense, GradualPruning, final_counts
+from nt_core.weights import Weight
 
 
 def initial_values(layout: Layout, seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:

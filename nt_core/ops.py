@@ -10,81 +10,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from nt_core.errors import GraphError
 from nt_core.values import Count, Fraction, Shape, Value
+from nt_core.weights import Init, Weight, kernel, vector
 
 Pair = tuple[Count, Count]
 NotNegative = Annotated[int, Field(ge=0)]
 Padding = tuple[tuple[NotNegative, NotNegative], tuple[NotNegative, NotNegative]]
 """((top, bottom), (left, right)), in pixels."""
-
-Init = Literal["he_normal", "lecun_uniform", "normal_002"]
-Role = Literal["kernel", "bias", "scale", "table", "running"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """One array an op owns.
-
-    Attributes:
-        name: its name within the op, ``"weight"`` or ``"bias"`` say.
-        shape: its shape; axis 0 is the output axis and the rest is the fan-in.
-        role: ``kernel`` (multiplies activations, may be sparse), ``bias``, ``scale``, ``table``
-            (an embedding) or ``running`` (a statistic that is kept, not trained).
-        init: ``("constant", value)``, ``("normal", standard deviation)`` or ``("uniform", bound)``.
-    """
-
-    name: str
-    shape: Shape
-    role: Role
-    init: tuple[Literal["constant", "normal", "uniform"], float]
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def sparsifiable(self) -> bool:
-        """Whether a mask may lie on it."""
-        return self.role == "kernel"
-
-    @property
-    def trainable(self) -> bool:
-        """Whether an optimiser moves it."""
-        return self.role != "running"
-
-
-def kernel(shape: Shape, init: Init) -> Weight:
-    """Declare the weight that multiplies an op's input.
-
-    Args:
-        shape: (out, in, …).
-        init: ``he_normal``: N(0, 2 / fan-in), He et al. 2015; ``lecun_uniform``: U(±1/√fan-in), what
-            PyTorch gives a linear layer; ``normal_002``: N(0, 0.02²), as language models have it.
-
-    Example:
-        >>> kernel((8, 2), "he_normal").init
-        ('normal', 1.0)
-    """
-    fan_in = math.prod(shape[1:])
-    match init:
-        case "he_normal":
-            return Weight(name="weight", shape=shape, role="kernel", init=("normal", math.sqrt(2 / fan_in)))
-        case "lecun_uniform":
-            return Weight(name="weight", shape=shape, role="kernel", init=("uniform", 1 / math.sqrt(fan_in)))
-        case "normal_002":
-            return Weight(name="weight", shape=shape, role="kernel", init=("normal", 0.02))
-
-
-def vector(name: str, size: int, role: Role, value: float) -> Weight:
-    """Declare a weight of one axis that starts at one value."""
-    return Weight(name=name, shape=(size,), role=role, init=("constant", value))
 
 
 class Op(Value, ABC):
@@ -212,31 +149,29 @@ class BatchNorm(Op):
         )
 
 
-class LayerNorm(Op):
-    """Normalise the last axis (Ba et al. 2016). (…, D) → (…, D)."""
-
-    kind: Literal["layer_norm"] = "layer_norm"
+class _LastAxisNorm(Op):
     features: Count
-    eps: Annotated[float, Field(gt=0)] = 1e-5
 
     def output_shape(self, *inputs: Shape) -> Shape:
         expect_features(inputs[0], self.features)
         return inputs[0]
+
+
+class LayerNorm(_LastAxisNorm):
+    """Normalise the last axis (Ba et al. 2016). (…, D) → (…, D)."""
+
+    kind: Literal["layer_norm"] = "layer_norm"
+    eps: Annotated[float, Field(gt=0)] = 1e-5
 
     def weights(self) -> tuple[Weight, ...]:
         return vector("weight", self.features, "scale", 1.0), vector("bias", self.features, "bias", 0.0)
 
 
-class RMSNorm(Op):
+class RMSNorm(_LastAxisNorm):
     """Divide the last axis by its root mean square (Zhang & Sennrich 2019). (…, D) → (…, D)."""
 
     kind: Literal["rms_norm"] = "rms_norm"
-    features: Count
     eps: Annotated[float, Field(gt=0)] = 1e-6
-
-    def output_shape(self, *inputs: Shape) -> Shape:
-        expect_features(inputs[0], self.features)
-        return inputs[0]
 
     def weights(self) -> tuple[Weight, ...]:
         return (vector("weight", self.features, "scale", 1.0),)
@@ -312,24 +247,23 @@ class Dropout(Op):
         return inputs[0]
 
 
-class Add(Op):
+class _Elementwise(Op):
+    arity: ClassVar[int | None] = None
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return expect_same(inputs)
+
+
+class Add(_Elementwise):
     """Sum of two or more tensors of one shape."""
 
     kind: Literal["add"] = "add"
-    arity: ClassVar[int | None] = None
-
-    def output_shape(self, *inputs: Shape) -> Shape:
-        return expect_same(inputs)
 
 
-class Multiply(Op):
+class Multiply(_Elementwise):
     """Elementwise product of two or more tensors of one shape."""
 
     kind: Literal["multiply"] = "multiply"
-    arity: ClassVar[int | None] = None
-
-    def output_shape(self, *inputs: Shape) -> Shape:
-        return expect_same(inputs)
 
 
 class Concat(Op):

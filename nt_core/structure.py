@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from nt_core.errors import GraphError, nearest
 from nt_core.graph import INPUT, Block, BlockGraph, Node, owner
-from nt_core.ops import Weight
 from nt_core.values import Count, Value
+from nt_core.weights import Weight
 
 Reduction = Literal["mean", "sum"]
 

@@ -10,9 +10,9 @@ from numpy.typing import DTypeLike
 
 from nt_core.graph import BlockGraph, Tokens
 from nt_core.mask import Mask
-from nt_core.ops import Weight
 from nt_core.reference import Array
 from nt_core.structure import Layout
+from nt_core.weights import Weight
 
 GRID = 0.25
 """The step of values with ties: a power of two, so that short sums of products are exact in any dtype."""

@@ -30,11 +30,11 @@ from nt_core.builder import GraphBuilder
 from nt_core.errors import AllocationError, SpecError
 from nt_core.graph import BlockGraph, Features, Tokens
 from nt_core.initial import initial_masks
-from nt_core.ops import kernel
 from nt_core.structure import Independent, Layout, MultiHead, PlacedWeight, Single
 from nt_core.testing.models import language_model
 from nt_core.testing.strategies import block_graphs, structures
 from nt_core.topology import Static
+from nt_core.weights import kernel
 
 PLAIN = (Uniform(), ER(), ERK())
 sparsities = st.one_of(

@@ -17,11 +17,11 @@ from nt_core.allocation import ERK, Uniform
 from nt_core.builder import GraphBuilder
 from nt_core.graph import Features
 from nt_core.initial import draw, initial_masks, initial_values
-from nt_core.ops import Weight
 from nt_core.random import Random
 from nt_core.structure import Independent, Layout, MultiHead, Single
 from nt_core.testing.strategies import block_graphs, structures
 from nt_core.topology import AnyTopology, Dense, Dynamic, GradualPruning, Static, final_counts
+from nt_core.weights import Weight
 
 SPARSE = Dynamic(sparsity=0.7)
 

@@ -1,0 +1,72 @@
+"""Weights: the arrays that ops own, and how their values are first drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nt_core.values import Shape
+
+Init = Literal["he_normal", "lecun_uniform", "normal_002"]
+Role = Literal["kernel", "bias", "scale", "table", "running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """One array an op owns.
+
+    Attributes:
+        name: its name within the op, ``"weight"`` or ``"bias"`` say.
+        shape: its shape; axis 0 is the output axis and the rest is the fan-in.
+        role: ``kernel`` (multiplies activations, may be sparse), ``bias``, ``scale``, ``table``
+            (an embedding) or ``running`` (a statistic that is kept, not trained).
+        init: ``("constant", value)``, ``("normal", standard deviation)`` or ``("uniform", bound)``.
+    """
+
+    name: str
+    shape: Shape
+    role: Role
+    init: tuple[Literal["constant", "normal", "uniform"], float]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsifiable(self) -> bool:
+        """Whether a mask may lie on it."""
+        return self.role == "kernel"
+
+    @property
+    def trainable(self) -> bool:
+        """Whether an optimiser moves it."""
+        return self.role != "running"
+
+
+def kernel(shape: Shape, init: Init) -> Weight:
+    """Declare the weight that multiplies an op's input.
+
+    Args:
+        shape: (out, in, …).
+        init: ``he_normal``: N(0, 2 / fan-in), He et al. 2015; ``lecun_uniform``: U(±1/√fan-in), what
+            PyTorch gives a linear layer; ``normal_002``: N(0, 0.02²), as language models have it.
+
+    Example:
+        >>> kernel((8, 2), "he_normal").init
+        ('normal', 1.0)
+    """
+    fan_in = math.prod(shape[1:])
+    match init:
+        case "he_normal":
+            return Weight(name="weight", shape=shape, role="kernel", init=("normal", math.sqrt(2 / fan_in)))
+        case "lecun_uniform":
+            return Weight(name="weight", shape=shape, role="kernel", init=("uniform", 1 / math.sqrt(fan_in)))
+        case "normal_002":
+            return Weight(name="weight", shape=shape, role="kernel", init=("normal", 0.02))
+
+
+def vector(name: str, size: int, role: Role, value: float) -> Weight:
+    """Declare a weight of one axis that starts at one value."""
+    return Weight(name=name, shape=(size,), role=role, init=("constant", value))
