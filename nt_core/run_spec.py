@@ -219,7 +219,18 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 5e-4 as a number, as YAML 1.2 does; YAML 1.1 takes it for text."""
+    """Reads 5e-4 as a number, as YAML 1.2 does; YAML 1.1 takes it for text. Refuses doubled keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping whose keys stand once each."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice; leave one out", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -22,6 +22,7 @@ from nt_core.values import Count, Value
 from nt_core.weights import Weight
 
 Reduction = Literal["mean", "sum"]
+Members = Annotated[Count, Field(le=4096)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,7 @@ class Independent(Structure):
     """
 
     kind: Literal["independent"] = "independent"
-    count: Count
+    count: Members
 
     @property
     def members(self) -> int:
@@ -200,7 +201,7 @@ class MultiHead(Structure):
 
     kind: Literal["multi_head"] = "multi_head"
     split: Split
-    heads: Count
+    heads: Members
 
     @property
     def members(self) -> int:

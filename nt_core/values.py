@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nt_core.errors import NeuroTrailsError, SpecError, nearest
 
 Shape = tuple[int, ...]
 """The shape of one example's tensor, or of a weight; never with a batch axis."""
 
-Count = Annotated[int, Field(ge=1)]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -94,7 +101,8 @@ def _describe(mistake: Any, path: str, known: list[str]) -> tuple[str, str]:
             return f"{path}.kind", f"no kind {tag!r}{nearest(tag, kinds)}"
         case "union_tag_not_found" | "model_attributes_type" | "model_type" | "dict_type":
             return path, f"expected keys and values{found}"
-    return path, f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}{found}"
+    said = mistake["msg"].removeprefix("Value error, ")
+    return path, f"{said[0].lower()}{said[1:]}{found}"
 
 
 def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

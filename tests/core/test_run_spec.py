@@ -549,3 +549,14 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert json.loads(json.dumps(schema)) == schema
     assert set(schema["properties"]) == set(RunSpec.model_fields)
+
+
+def test_a_key_that_stands_twice_is_an_error(write: Write) -> None:
+    with pytest.raises(SpecError, match=r"'topology' stands twice"):
+        read_spec(write("preset: rigl\ntopology: {interval: 1}\ntopology: {interval: 2}"), ARCHITECTURES)
+
+
+@pytest.mark.parametrize("heads", ["true", "10000000000000000000000", "0", "-1", "1.5", "three"])
+def test_a_number_of_heads_that_cannot_be_is_an_error(heads: str) -> None:
+    with pytest.raises(SpecError, match=r"structure\.heads: "):
+        read_spec("neurotrails", ARCHITECTURES, [f"structure.heads={heads}"])
