@@ -18,11 +18,10 @@ from pydantic_core import PydanticCustomError
 
 from nt_core.errors import GraphError, nearest
 from nt_core.graph import INPUT, Block, BlockGraph, Node, owner
-from nt_core.values import Count, Value
+from nt_core.values import Members, Value
 from nt_core.weights import Weight
 
 Reduction = Literal["mean", "sum"]
-Members = Annotated[Count, Field(le=4096)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ def _no_bool(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
+Members = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_no_bool)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
