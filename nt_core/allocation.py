@@ -24,6 +24,9 @@ from nt_core.structure import Layout, PlacedWeight
 from nt_core.values import Fraction, Shape, Value, by_kind
 
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+MOST: Final = 2**50
+"""The largest total that is divided exactly in double precision."""
+
 GROUPS: Final = ("@first", "@last", "@attention")
 """Names for kernels by their place: the network's first, its classifiers, those next to an attention op."""
 
@@ -240,6 +243,8 @@ def _divide(
     bounds: Sequence[Bounds], placed: Sequence[PlacedWeight], budget: int, sparsity: float
 ) -> list[int]:
     size = sum(p.weight.size for p in placed)
+    if size > MOST:
+        raise AllocationError(f"{size} connections are more than the {MOST} that can be divided exactly")
     least, most = sum(b.lower for b in bounds), sum(b.upper for b in bounds)
     if not least <= budget <= most:
         raise AllocationError(

@@ -58,7 +58,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         checkpoint: what to write.
 
     Raises:
-        CheckpointError: a value is missing, or it or its mask has another shape than the spec says.
+        CheckpointError: a value is missing, it or its mask has another shape than the spec says, an inactive
+            element is not 0, or the files cannot be written.
     """
     _expect_values(checkpoint)
     tensors: dict[str, NDArray[Any]] = {}
@@ -82,8 +83,13 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     }
     config = json.loads(json.dumps(config))
     config["config_sha256"] = _config_sha256(config)
-    write_atomically(folder / TENSORS, content)
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+    try:
+        write_atomically(folder / TENSORS, content)
+        write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror}); make room, or save elsewhere"
+        ) from None
 
 
 def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None) -> Checkpoint:
@@ -105,6 +111,11 @@ def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None)
         raise CheckpointError(f"{folder / CONFIG}: the spec in it does not validate: {error}") from None
     if expected is not None:
         expect_same_weights(spec, expected, folder)
+        if spec.topology != expected.topology:
+            raise CheckpointError(
+                f"{folder}: the checkpoint is of another spec: its topology is {spec.topology!r}, expected "
+                f"{expected.topology!r}; load it into a model compiled from its own spec"
+            )
     tensors = _read_tensors(folder / TENSORS, config["tensors_sha256"])
     values: dict[str, NDArray[Any]] = {}
     masks: dict[str, Mask] = {}
@@ -130,7 +141,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON, perhaps truncated: {error}") from None
     if not isinstance(config, dict) or "format" not in config:
         raise CheckpointError(f"{path}: expected a checkpoint's configuration; is this a run's folder?")
@@ -197,6 +208,14 @@ def _expect_values(checkpoint: Checkpoint) -> None:
         if mask is not None and mask.shape != placed.weight.shape:
             raise CheckpointError(
                 f"weight {placed.name!r}: expected a mask of shape {placed.weight.shape}, found {mask.shape}"
+            )
+        lost = (
+            0 if mask is None else np.count_nonzero(value) - np.count_nonzero(value.reshape(-1)[mask.flat()])
+        )
+        if lost:
+            raise CheckpointError(
+                f"weight {placed.name!r}: {lost} inactive elements are not 0 and would be lost; set them "
+                "to 0, or make them active in the mask"
             )
 
 

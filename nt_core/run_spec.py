@@ -45,7 +45,7 @@ class RunSpec(Value):
 
     error_path: ClassVar[str] = ""
     version: Literal[1] = VERSION
-    name: str = "run"
+    name: str = Field(default="run", pattern=r"^[^/\\]*[^/\\.][^/\\]*$")
     preset: str | None = None
     graph: dict[str, Any]
     structure: AnyStructure = Single()
@@ -211,7 +211,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         data = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"{path}: not {path.suffix[1:].upper()}: {error}") from None
     if not isinstance(data, dict):
         raise SpecError(f"{path}: expected keys and values, found {type(data).__name__}")
@@ -219,7 +219,14 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 5e-4 as a number, as YAML 1.2 does; YAML 1.1 takes it for text. Refuses doubled keys."""
+    """Reads 5e-4 as a number, as YAML 1.2 does; refuses doubled keys and aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse what can make a small file endless."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write it out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Make a mapping whose keys stand once each."""
@@ -255,7 +262,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise SpecError(f"--set {override}: expected key=value, topology.sparsity=0.9 say")
     try:
         value: Any = _read_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"--set {override}: the value is not YAML: {error}") from None
     for key in reversed(path.split(".")):
         value = {key: value}

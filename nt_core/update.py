@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from nt_core.arrays import Array, Moment
 from nt_core.errors import TopologyError
 from nt_core.policies import (
@@ -66,11 +68,31 @@ def update(
     regrow = topology.semantics.regrow == "return"
     if topology.scope == "global":
         return _swap_globally(topology, layers, moment, fraction, regrow)
-    policy = policy or swap(topology.prune, topology.grow, regrow=regrow)
-    return {
-        layer.name: policy(layer, share_of(moment.arrays.count(layer.active), fraction), moment)
+    chosen = policy or swap(topology.prune, topology.grow, regrow=regrow)
+    swaps = {
+        layer.name: chosen(layer, share_of(moment.arrays.count(layer.active), fraction), moment)
         for layer in layers
     }
+    if policy is not None:
+        for layer in layers:
+            _expect_swap(layer, swaps[layer.name])
+    return swaps
+
+
+def _expect_swap(layer: Layer, change: Swap) -> None:
+    """Raise unless a swap of somebody's own policy keeps the count and is one of this layer."""
+    pruned, grown, size = np.asarray(change.pruned), np.asarray(change.grown), layer.active.shape[0]
+    inside = all(
+        p.ndim == 1
+        and p.dtype.kind in "iu"
+        and (not p.size or (p[0] >= 0 and p[-1] < size and (np.diff(p) > 0).all()))
+        for p in (pruned, grown)
+    )
+    if not inside or pruned.size != grown.size or not layer.active[pruned].all() or layer.active[grown].any():
+        raise TopologyError(
+            f"weight {layer.name!r}: the policy must prune active positions and grow as many inactive ones, "
+            f"ascending integers below {size}; found {pruned.size} pruned and {grown.size} grown"
+        )
 
 
 def share_of(active: int, fraction: float) -> int:

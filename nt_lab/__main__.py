@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 
 def main() -> None:
     """Run the command line.
@@ -15,6 +18,9 @@ def main() -> None:
         from nt_lab.cli import app
     except ModuleNotFoundError as error:
         raise SystemExit(f"nt needs {error.name}: pip install 'neurotrails[lab]'") from None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × or ─ shall not end a training
     app(prog_name="nt")
 
 

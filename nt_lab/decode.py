@@ -99,7 +99,8 @@ def read_labels(dataset: Dataset, column: str, graph: BlockGraph, where: str) ->
         raise DataError(
             f"{where}: column {column!r}, example {found.index(None)}: no label; use a labelled split"
         )
-    labels = np.asarray(found, dtype=np.int64)
+    largest = np.iinfo(np.int64).max
+    labels = np.asarray([min(label, largest) for label in found], dtype=np.int64)
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         row = int(outside.argmax())

@@ -28,7 +28,7 @@ def open_source(source: str) -> Splits:
     """Return the splits of a source by their names.
 
     Args:
-        source: ``digits``, a folder (of parquet or CSV files, of images in a folder for each class, or what
+        source: ``digits``, a folder (of parquet files, of images in a folder for each class, or what
             ``Dataset.save_to_disk`` wrote), or a name on the hub.
 
     Raises:
@@ -49,7 +49,7 @@ def open_source(source: str) -> Splits:
         raise DataError(f"data.source: no folder {source!r}; give an existing one, or 'digits'")
     try:
         found = datasets.load_from_disk(path) if _is_saved(path) else datasets.load_dataset(str(path))
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, IndexError, DatasetsError) as error:
         raise DataError(_explain(source, path, error)) from None
     return found if isinstance(found, dict) else {"train": found}
 
@@ -162,7 +162,7 @@ def _is_saved(path: Path) -> bool:
 def _explain(source: str, path: Path, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if path.exists():
-        remedy = "expected parquet or CSV files, images in a folder for each class, or a saved dataset"
+        remedy = "expected parquet files, images in a folder for each class, or a saved dataset"
     else:
         remedy = "check the name (owner/dataset) and the connection, or give 'digits' or a folder"
     return f"data.source: {source!r} cannot be loaded: {reason.rstrip('.')}; {remedy}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nt_core import DataError, EnsembleSpec, initial_masks, initial_values
+from nt_core import DataError, EnsembleSpec, GraphError, initial_masks, initial_values
 from nt_core.graph import INPUT
 from nt_core.mask import Mask
 from nt_core.structure import Part
@@ -40,6 +40,11 @@ class PartModule(nn.Module):
         for block in part.blocks:
             for node in block.nodes:
                 key = _key(block.name, node.name)
+                if key in self.ops:
+                    raise GraphError(
+                        f"block {block.name!r}, op {node.name!r}: PyTorch names it {key!r}, which is taken; "
+                        "rename the block: a dot and an underscore are the same there"
+                    )
                 self.ops[key] = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
                 steps.append((key, node.inputs, f"{block.name}/{node.name}"))
         self._steps = tuple(_with_last_uses(steps, gives))
@@ -217,6 +222,15 @@ def ensemble_loss(
             f"found {tuple(targets.shape)}"
         )
     members, classes = logits.shape[0], logits.shape[-1]
+    if (
+        targets.device.type == "cpu"
+        and targets.numel()
+        and not 0 <= int(targets.min()) <= int(targets.max()) < classes
+    ):
+        raise DataError(
+            f"targets: expected classes from 0 to {classes - 1}, found {int(targets.min())} to "
+            f"{int(targets.max())}; check the labels, or the network's number of classes"
+        )
     repeated = targets.expand(members, *targets.shape)
     loss = cross_entropy(logits.reshape(-1, classes), repeated.reshape(-1), label_smoothing=label_smoothing)
     return loss if reduction == "mean" else loss * members
@@ -246,6 +260,8 @@ def find_device(name: torch.device | str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]

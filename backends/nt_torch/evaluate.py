@@ -58,8 +58,9 @@ def _logits(model: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
     mode = model.training
     model.eval()
     try:
-        device = next(model.parameters()).device
-        logits: Tensor = model(inputs.to(device))
+        parameter = next(model.parameters())
+        inputs = inputs.to(parameter.device, parameter.dtype if inputs.is_floating_point() else None)
+        logits: Tensor = model(inputs)
         return as_numpy(logits.float()).astype(np.float32, copy=False)
     finally:
         model.train(mode)

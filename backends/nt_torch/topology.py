@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,12 @@ class _Kept:
     dense: Tensor
 
 
+_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Topology]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Which topology an optimiser has, so that a second one takes its place."""
+
+
 class Topology:
     """Keeps a model's inactive weights at zero and updates its topology as its spec says.
 
@@ -68,7 +75,8 @@ class Topology:
     did not happen (gradient accumulation, a skipped step under GradScaler) do not count.
 
     Call :meth:`step` once after each optimiser step. If you clip gradients, call :meth:`mask_gradients`
-    before clipping, so that the norm is the sparse model's.
+    before clipping, so that the norm is the sparse model's. Steps with a closure work too. Write to weights
+    through PyTorch, not through ``.data``, which PyTorch does not count as a change.
 
     Args:
         model: what ``nt_torch.compile`` returned, perhaps wrapped.
@@ -120,6 +128,9 @@ class Topology:
         self._unseen_step = self._zeros_stay = False
         self._depth = 0
         _expect_parameters(self.optimizer, self._masked)
+        if (earlier := _ATTACHED.get(self.optimizer)) is not None and (topology := earlier()) is not None:
+            topology.close()
+        _ATTACHED[self.optimizer] = weakref.ref(self)
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
@@ -180,10 +191,10 @@ class Topology:
         for hook in self._hooks:
             hook.remove()
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, _: Any, args: Any, kwargs: Any) -> Any:
         if self._depth:
             self._depth += 1  # a subclass calls its base's step
-            return
+            return None
         if self._unseen_step:
             raise TopologyError(
                 f"the optimiser takes step {self.steps + 1}, but topology.step() was not called after "
@@ -191,12 +202,37 @@ class Topology:
             )
         self._depth = 1
         self._zeros_stay = type(self.optimizer) in ZERO_STAYS_ZERO and self._versions == self._read_versions()
-        if not _will_be_skipped(self.optimizer):
-            self.mask_gradients()
-            _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
-            self._expect_finite()
-            if self._due(self.steps + 1) and self._replaces_step():
-                self._hold_back_gradients()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare()
+            return None
+        return (args[0],), {**kwargs, "closure": self._preparing(closure)}
+
+    def _preparing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Make a closure after which gradients are as they would be before a step without one."""
+
+        def run() -> Any:
+            try:
+                loss = closure()
+                self._kept = {}
+                self._prepare()
+            except BaseException:
+                self._depth = 0
+                raise
+            return loss
+
+        return run
+
+    def _prepare(self) -> None:
+        """Ready the gradients for the optimiser: masked, finite, held back if an update replaces it."""
+        self._held_back = []
+        if _will_be_skipped(self.optimizer):
+            return
+        self.mask_gradients()
+        _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
+        self._expect_finite()
+        if self._due(self.steps + 1) and self._replaces_step():
+            self._hold_back_gradients()
 
     def _after_step(self, *_: Any) -> None:
         self._depth -= 1
@@ -241,12 +277,11 @@ class Topology:
                 self._kept = {}
 
     def _keep_dense(self, masked: MaskedWeight, gradient: Tensor) -> None:
-        kept = self._kept.get(masked.name)
-        # Once masked, it holds only newer micro-batches where inactive, but all of them where active.
-        dense = (
-            gradient.clone() if kept is None else torch.where(masked.mask, gradient, kept.dense + gradient)
-        )
-        self._kept[masked.name] = _Kept(gradient, dense)
+        kept, mask = self._kept.get(masked.name), masked.mask
+        if kept is None or kept.source is not gradient:
+            self._kept[masked.name] = _Kept(gradient, gradient.clone())
+        elif bool(gradient.masked_fill(mask, 0).any()):  # a backward since; clipping leaves zeros zero
+            self._kept[masked.name] = _Kept(gradient, torch.where(mask, gradient, kept.dense + gradient))
 
     def _update(self, kept: Mapping[str, _Kept]) -> Update:
         topology = self.model.spec.topology
@@ -308,10 +343,12 @@ class Topology:
 
 def _expect_parameters(optimizer: torch.optim.Optimizer, masked: Sequence[MaskedWeight]) -> None:
     theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if masked and not any(id(m.weight) in theirs for m in masked):
+    missing = [m.name for m in masked if id(m.weight) not in theirs]
+    if missing:
         raise TopologyError(
-            f"optimizer: it holds none of the model's {len(masked)} masked weights "
-            f"({masked[0].name!r} first); make it of model.parameters() after the model is on its device"
+            f"optimizer: {len(missing)} of the model's {len(masked)} masked weights are not in it "
+            f"({missing[0]!r} first); make one optimizer of all of model.parameters(), after the model is on "
+            "its device"
         )
 
 

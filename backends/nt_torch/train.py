@@ -107,6 +107,7 @@ class _Run:
     ) -> None:
         self.training, self.accelerator, self.report = training, accelerator, report
         self.reduction = spec.loss_reduction
+        self.examples = len(data)
         self.steps_per_epoch = math.ceil(len(data) / training.batch_size)
         self.epochs = _Epochs(data, training.batch_size // training.accumulation)
         model = fast_layout(compile(spec, seed=seed)).to(accelerator.device)
@@ -148,7 +149,7 @@ class _Run:
         self.epochs.number = number
         losses, seen = [], 0
         for inputs, labels in self.loader:
-            losses.append(self._micro_step(inputs, labels) * len(labels))
+            losses.append(self._micro_step(inputs, labels, self._share(seen, len(labels))) * len(labels))
             seen += len(labels)
             if self.topology.steps >= self.topology.total_steps:
                 break
@@ -160,7 +161,13 @@ class _Run:
             )
         return mean, seen
 
-    def _micro_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def _share(self, seen: int, count: int) -> float:
+        """Return a micro-batch's share of its optimiser step, times the number accelerate divides by."""
+        size = self.training.batch_size
+        examples = min(size, self.examples - seen // size * size)
+        return count * self.training.accumulation / examples
+
+    def _micro_step(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
         before = self.topology.steps
         factor = self.training.learning_rate.at(before, self.topology.total_steps)
         for group in self.optimizer.param_groups:
@@ -169,7 +176,7 @@ class _Run:
             with self.accelerator.autocast():
                 logits = self.model(inputs)
             loss = ensemble_loss(logits.float(), labels, reduction=self.reduction)
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss * share)
             if self.training.clip_norm is not None and self.accelerator.sync_gradients:
                 self.accelerator.unscale_gradients()
                 self.topology.mask_gradients()
@@ -245,6 +252,8 @@ def _accelerator(
         log_with=list(trackers) or None,
         project_dir=folder,
     )
+    if training.precision == "float16" and accelerator.device.type == "cpu":
+        raise DataError("training.precision: float16 needs a GPU; use bfloat16 or float32 on a CPU")
     if trackers:
         accelerator.init_trackers("run")
     return accelerator

@@ -181,7 +181,7 @@ def run_specs() -> st.SearchStrategy[RunSpec]:
     split = st.one_of(st.integers(0, 9), names)
     return st.builds(
         RunSpec,
-        name=names,
+        name=names.filter(lambda name: name.strip(".") and not set(name) & set("/\\")),
         preset=st.none() | st.sampled_from(list(PRESETS)),
         graph=st.sampled_from(
             [

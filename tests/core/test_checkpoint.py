@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -326,10 +327,29 @@ def test_another_spec_is_an_error_that_names_the_first_weight(
         load_checkpoint(tmp_path, expected=expected)
 
 
-def test_the_same_weights_load_whatever_the_topology(tmp_path: Path) -> None:
+def test_another_topology_is_another_spec_but_another_plan_is_not(tmp_path: Path) -> None:
     before = trained(PRESETS["neurotrails"](MLP))
     save_checkpoint(tmp_path, before)
-    assert_same(load_checkpoint(tmp_path, expected=PRESETS["treenet"](MLP)), before)
+    assert_same(load_checkpoint(tmp_path, expected=before.spec.replace(aggregation="mean_logit")), before)
+    with pytest.raises(CheckpointError, match="of another spec: its topology is"):
+        load_checkpoint(tmp_path, expected=PRESETS["treenet"](MLP))
+
+
+def test_values_where_nothing_is_active_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    before = trained(PRESETS["neurotrails"](MLP))
+    values = {name: value + 1 for name, value in before.values.items()}
+    with pytest.raises(CheckpointError, match="inactive elements are not 0"):
+        save_checkpoint(tmp_path, replace(before, values=values))
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save_checkpoint(tmp_path, trained(PRESETS["neurotrails"](MLP)))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Arrays from anywhere.

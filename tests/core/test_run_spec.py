@@ -248,7 +248,7 @@ def test_merging_changes_neither_and_is_idempotent(base: dict[str, Any], over: d
         ("seven", "expected keys and values, found str"),
         ("a: [", "not YAML: while parsing"),
         ("a: b: c", "not YAML: mapping values are not allowed here"),
-        ("a: *b", "not YAML: found undefined alias"),
+        ("a: *b", "not YAML: aliases"),
         ("a: !!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
         (b"\xff\xfe\x00", "not YAML: 'utf-8' codec can't decode"),
         ("\tpreset: rigl", "not YAML: while scanning"),
@@ -549,6 +549,24 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert json.loads(json.dumps(schema)) == schema
     assert set(schema["properties"]) == set(RunSpec.model_fields)
+
+
+@pytest.mark.parametrize("text", ["graph: &a [*a]", "a: &a [1]\nb: *a", "[" * 3000])
+def test_yaml_that_could_be_endless_is_an_error(write: Write, text: str) -> None:
+    with pytest.raises(SpecError):
+        read_spec(write(text), ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../../x"])
+def test_a_name_that_is_no_folder_is_an_error(name: str) -> None:
+    with pytest.raises(SpecError, match="name: "):
+        read_spec("neurotrails", ARCHITECTURES, [f"name={name!r}"])
+
+
+@pytest.mark.parametrize("override", ["name=2024-13-45", "seed=" + "9" * 5000])
+def test_a_value_that_python_cannot_make_is_an_error(override: str) -> None:
+    with pytest.raises(SpecError):
+        read_spec("neurotrails", ARCHITECTURES, [override])
 
 
 def test_a_key_that_stands_twice_is_an_error(write: Write) -> None:

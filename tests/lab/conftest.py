@@ -39,12 +39,11 @@ class FakeTrained:
     seconds: float = 1.5
 
     def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
-        return Checkpoint(
-            spec=self.spec,
-            values=dict(initial_values(self.spec.layout, 0)),
-            masks=dict(initial_masks(self.spec.topology, self.spec.layout, 0)),
-            record=record or {},
-        )
+        values = dict(initial_values(self.spec.layout, 0))
+        masks = dict(initial_masks(self.spec.topology, self.spec.layout, 0))
+        for name, mask in masks.items():
+            values[name] = values[name] * mask.dense()
+        return Checkpoint(spec=self.spec, values=values, masks=masks, record=record or {})
 
 
 def measure(spec: EnsembleSpec, data: Any) -> Metrics:

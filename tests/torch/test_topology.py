@@ -173,6 +173,132 @@ def test_gradual_pruning_ends_at_the_exact_total(seed, scope):
     assert totals[-1] == sum(spec.counts.values())
 
 
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "lbfgs"])
+@pytest.mark.parametrize("update", ["taken", "replaced"])
+def test_steps_with_a_closure_keep_the_promises_too(name, update):
+    spec = spec_of(Dynamic(sparsity=0.8, interval=2, semantics=Semantics(optimizer_step=update)))
+    make = OPTIMIZERS.get(name, lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3))
+    results = []
+    for closes in (True, False) if name not in {"lbfgs", "noisy"} else (True,):
+        model = nt_torch.compile(spec)
+        optimizer = make(model.parameters())
+        topology = nt_torch.Topology(model, optimizer, total_steps=20)
+        for number in range(5):
+
+            def closure(model=model, optimizer=optimizer, number=number):
+                optimizer.zero_grad()
+                x, y = batch(number)
+                loss = nt_torch.ensemble_loss(model(x), y)
+                loss.backward()
+                return loss
+
+            if closes:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            topology.step()
+            assert_exactly_sparse(model, optimizer)
+        assert topology.steps == 5
+        results.append(model.state_dict())
+    assert all(torch.equal(results[0][key], results[-1][key]) for key in results[0])
+
+
+def test_a_closure_that_raises_leaves_the_loop_usable():
+    model = nt_torch.compile(spec_of(Static(sparsity=0.8)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    topology = nt_torch.Topology(model, optimizer, total_steps=10)
+
+    def broken():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(broken)
+    backward(model)
+    optimizer.step()
+    topology.step()
+    assert topology.steps == 1
+    assert_exactly_sparse(model, optimizer)
+
+
+def test_a_batch_that_the_caller_skips_leaves_nothing_of_its_gradient():
+    masks = []
+    for skips in (False, True):
+        model = nt_torch.compile(spec_of(Dynamic(sparsity=0.8, interval=1), Single()))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        topology = nt_torch.Topology(model, optimizer, total_steps=20)
+        for number in (0, 1) if skips else (1,):
+            optimizer.zero_grad()
+            backward(model, number)
+            topology.mask_gradients()
+            if number == 1:
+                optimizer.step()
+            topology.step()
+        masks.append({name: model.mask(name).clone() for name in model.masked})
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+@pytest.mark.parametrize(
+    "topology_choice",
+    [
+        Dynamic(sparsity=0.5, interval=1),
+        Dynamic(sparsity=0.5, interval=1, semantics=Semantics(regrow="return")),
+        Dynamic(sparsity=0.5, interval=1, prune={"kind": "magnitude_and_gradient", "gradient_factor": 100.0}),
+    ],
+    ids=["out", "return", "mest"],
+)
+def test_clipping_does_not_change_which_connections_move(topology_choice):
+    masks = []
+    for clips in (False, True):
+        model = nt_torch.compile(spec_of(topology_choice.replace(prune=topology_choice.prune), Single()))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        topology = nt_torch.Topology(model, optimizer, total_steps=20)
+        backward(model)
+        if clips:
+            topology.mask_gradients()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        topology.step()
+        masks.append({name: model.mask(name).clone() for name in model.masked})
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_an_optimizer_of_a_part_of_the_model_is_an_error():
+    model = nt_torch.compile(spec_of(Static(sparsity=0.5)))
+    part = torch.optim.SGD(model.backbone.parameters(), lr=0.1)
+    with pytest.raises(TopologyError, match="4 of the model's 5 masked weights are not in it"):
+        nt_torch.Topology(model, part, total_steps=10)
+
+
+def test_a_second_topology_takes_the_place_of_the_first():
+    model = nt_torch.compile(spec_of(Static(sparsity=0.5)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = nt_torch.Topology(model, optimizer, total_steps=10)
+    second = nt_torch.Topology(model, optimizer, total_steps=10)
+    for number in range(2):
+        optimizer.zero_grad()
+        backward(model, number)
+        optimizer.step()
+        second.step()
+    assert (first.steps, second.steps) == (0, 2)
+
+
+def test_a_policy_that_does_not_keep_the_count_is_an_error():
+    from nt_core.policies import Swap
+
+    for pruned, grown in (([0], [1, 2]), ([0], [10**9]), ([0, 0], [1, 1]), ([0.5], [1.5])):
+        model = nt_torch.compile(spec_of(Dynamic(sparsity=0.5, interval=1), Single()))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        change = Swap(pruned=np.array(pruned), grown=np.array(grown))
+        topology = nt_torch.Topology(
+            model, optimizer, total_steps=10, policy=lambda *_, change=change: change
+        )
+        backward(model)
+        optimizer.step()
+        with pytest.raises(TopologyError, match="the policy must prune active positions"):
+            topology.step()
+
+
 def test_global_scope_keeps_the_total():
     spec = spec_of(Dynamic(sparsity=0.6, scope="global", interval=1))
 
@@ -428,7 +554,7 @@ def test_a_gradient_that_is_not_finite_names_weight_and_step_and_changes_no_mask
 def test_an_optimizer_of_another_model_is_an_error():
     model = nt_torch.compile(spec_of(Static(sparsity=0.5)))
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    with pytest.raises(TopologyError, match="holds none of the model's"):
+    with pytest.raises(TopologyError, match="masked weights are not in it"):
         nt_torch.Topology(model, other, total_steps=10)
 
 

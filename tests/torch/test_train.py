@@ -11,6 +11,9 @@ from nt_core import (
     CheckpointError,
     DataError,
     EnsembleSpec,
+    Features,
+    GraphBuilder,
+    GraphError,
     Independent,
     MultiHead,
     OneRun,
@@ -154,6 +157,52 @@ def test_accumulated_batches_train_as_whole_ones():
         )
 
 
+def test_accumulation_changes_nothing_where_the_last_batch_is_short():
+    recipe = {"batch_size": 64, "optimizer": SGD(lr=0.05, momentum=0.0)}
+    whole, parts = (
+        train(short("single"), training=Training(accumulation=n, **recipe), epochs=3).model for n in (1, 16)
+    )
+    for placed in whole.spec.layout.weights:
+        np.testing.assert_allclose(
+            as_numpy(parts.array(placed.name)), as_numpy(whole.array(placed.name)), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_half_precision_on_a_cpu_is_an_error_instead_of_nothing():
+    with pytest.raises(DataError, match="float16 needs a GPU"):
+        train(short("single"), training=Training(batch_size=30, precision="float16"))
+
+
+def test_blocks_that_pytorch_could_not_tell_apart_are_an_error():
+    net = GraphBuilder(Features(count=4))
+    for name in ("a.b", "a_b"):
+        with net.block(name) as b:
+            b.out = b.linear(b.inp, 4, name="fc")
+    with net.classifier() as b:
+        b.out = b.linear(b.inp, 2)
+    with pytest.raises(GraphError, match="block 'a_b', op 'fc': PyTorch names it 'a_b/fc', which is taken"):
+        nt_torch.compile(EnsembleSpec(graph=net.build()))
+
+
+@pytest.mark.parametrize("label", [-1, 10, -100])
+def test_a_label_outside_the_classes_is_an_error(label):
+    with pytest.raises(DataError, match="expected classes from 0 to 9"):
+        nt_torch.ensemble_loss(torch.zeros(3, 2, 10), torch.tensor([1, label]))
+
+
+def test_a_model_with_values_where_it_is_inactive_is_not_saved_as_another(tmp_path):
+    model = nt_torch.compile(short("neurotrails"))
+    with torch.no_grad():
+        model.array(model.masked[0]).add_(0.1)
+    with pytest.raises(CheckpointError, match="inactive elements are not 0"):
+        save_checkpoint(tmp_path, nt_torch.checkpoint(model))
+
+
+def test_doubles_are_predicted_as_floats():
+    model = nt_torch.compile(short("neurotrails"))
+    assert nt_torch.predict(model, np.zeros((2, 6))).shape == (3, 2, 3)
+
+
 def test_the_learning_rate_follows_its_schedule():
     records = []
     recipe = Training(
@@ -185,7 +234,7 @@ def test_nothing_to_train_on():
         nt_torch.train(spec, Training(), Toy(0), device="cpu")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:77", "xla"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "xla", "meta"])
 def test_a_device_that_is_not_there(device, tmp_path):
     spec = short("single").replace(plan=OneRun(epochs=1))
     with pytest.raises(DataError, match=f"device '{device}'.*use cpu"):
