@@ -258,3 +258,9 @@ def test_a_hub_that_cannot_be_reached_is_one_panel(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "check the name (owner/dataset)" in " ".join(done.stderr.replace("│", " ").split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_terminal_without_unicode_gets_its_table() -> None:
+    result = shell("describe", "single", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "302,480" in result.stdout
