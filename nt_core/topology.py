@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from nt_core.allocation import ERK, AnyAllocation, Sparsity, allocate
 from nt_core.errors import SpecError
-from nt_core.policies import AnyGrow, AnyPrune, Criterion, Gradient, Magnitude
+from nt_core.policies import AnyGrow, AnyPrune, Criterion, Gradient, Magnitude, Policy
 from nt_core.schedules import SCHEDULES
 from nt_core.structure import Layout
 from nt_core.values import Count, Fraction, Value
@@ -168,3 +168,37 @@ def final_counts(topology: AnyTopology, layout: Layout) -> Mapping[str, int]:
 def criteria(topology: Dynamic | GradualPruning) -> tuple[Criterion, ...]:
     """Return the criteria a topology reads."""
     return (topology.prune, topology.grow) if isinstance(topology, Dynamic) else (topology.prune,)
+
+
+def due(topology: AnyTopology, step: int, total_steps: int) -> bool:
+    """Tell whether an update follows the ``step``-th optimiser step (counted from 1).
+
+    Example:
+        >>> due(Static(sparsity=0.5), 100, 1000), due(Dynamic(sparsity=0.5), 100, 1000)
+        (False, True)
+    """
+    return isinstance(topology, Dynamic | GradualPruning) and topology.due(step, total_steps)
+
+
+def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
+    """Return the first step after ``step`` that an update follows; None if there is none.
+
+    Example:
+        >>> next_due(Dynamic(sparsity=0.5), 100, 1000), next_due(Dynamic(sparsity=0.5), 900, 1000)
+        (200, None)
+    """
+    if not isinstance(topology, Dynamic | GradualPruning):
+        return None
+    return next((later for later in range(step + 1, total_steps + 1) if topology.due(later, total_steps)), None)
+
+
+def reads_gradient(topology: AnyTopology, policy: Policy | None = None) -> bool:
+    """Tell whether updates read the dense gradient; a policy of one's own always may."""
+    if not isinstance(topology, Dynamic | GradualPruning):
+        return False
+    return policy is not None or any(criterion.uses_gradient for criterion in criteria(topology))
+
+
+def replaces_step(topology: AnyTopology) -> bool:
+    """Tell whether an update takes the place of the optimiser's step."""
+    return isinstance(topology, Dynamic) and topology.semantics.optimizer_step == "replaced"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +24,34 @@ from nt_core.policies import (
     union,
 )
 from nt_core.schedules import cubic_sparsity
-from nt_core.topology import Dynamic, GradualPruning, criteria
+from nt_core.topology import Dynamic, GradualPruning, reads_gradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one topology update did.
+
+    Attributes:
+        step: optimiser steps taken before it.
+        pruned: connections removed, by weight.
+        grown: connections added, by weight.
+        active: connections now, by weight.
+    """
+
+    step: int
+    pruned: Mapping[str, int]
+    grown: Mapping[str, int]
+    active: Mapping[str, int]
+
+    @classmethod
+    def of(cls, step: int, swaps: Mapping[str, Swap], active: Mapping[str, int]) -> Update:
+        """Count what was swapped."""
+        return cls(
+            step=step,
+            pruned={name: len(swap.pruned) for name, swap in swaps.items()},
+            grown={name: len(swap.grown) for name, swap in swaps.items()},
+            active=active,
+        )
 
 
 def update(
@@ -59,9 +87,8 @@ def update(
             f"policy: expected a dynamic topology with scope 'layer', found {topology.kind} with scope "
             f"{topology.scope!r}; leave the policy out or change the topology"
         )
-    reads_gradient = policy is not None or any(criterion.uses_gradient for criterion in criteria(topology))
     for layer in layers:
-        expect_finite(layer, moment, gradients=reads_gradient)
+        expect_finite(layer, moment, gradients=reads_gradient(topology, policy))
     if isinstance(topology, GradualPruning):
         return _prune(topology, layers, moment, total_steps, targets)
     fraction = topology.drop_fraction.at(moment.step, total_steps)

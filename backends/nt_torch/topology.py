@@ -14,8 +14,16 @@ from nt_core.arrays import NUMPY, Moment
 from nt_core.errors import TopologyError
 from nt_core.policies import Policy, expect_finite
 from nt_core.random import Random
-from nt_core.topology import Dynamic, GradualPruning, criteria, final_counts
-from nt_core.update import update
+from nt_core.topology import (
+    Dynamic,
+    GradualPruning,
+    criteria,
+    due,
+    final_counts,
+    reads_gradient,
+    replaces_step,
+)
+from nt_core.update import Update, update
 from nt_torch.arrays import TorchArrays
 from nt_torch.compile import Ensemble, unwrap
 from nt_torch.masked import MaskedWeight, masked_weights
@@ -33,23 +41,6 @@ ZERO_STAYS_ZERO = frozenset(
     }
 )
 """Optimisers that leave a weight and its state at 0 if weight, state and gradient are 0 (tested)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
-    """What one topology update did.
-
-    Attributes:
-        step: optimiser steps taken before it.
-        pruned: connections removed, by weight.
-        grown: connections added, by weight.
-        active: connections now, by weight.
-    """
-
-    step: int
-    pruned: Mapping[str, int]
-    grown: Mapping[str, int]
-    active: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +222,7 @@ class Topology:
         self.mask_gradients()
         _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
         self._expect_finite()
-        if self._due(self.steps + 1) and self._replaces_step():
+        if self._due(self.steps + 1) and replaces_step(self.model.spec.topology):
             self._hold_back_gradients()
 
     def _after_step(self, *_: Any) -> None:
@@ -302,12 +293,8 @@ class Topology:
             stream = self._random.at(weight=masked.name, step=self.steps, purpose="grown value")
             masked.apply(swaps[masked.name], stream if draws else None)
         self._remask()
-        return Update(
-            step=self.steps,
-            pruned={name: len(swap.pruned) for name, swap in swaps.items()},
-            grown={name: len(swap.grown) for name, swap in swaps.items()},
-            active={masked.name: int(masked.mask.count_nonzero()) for masked in self._masked},
-        )
+        active = {masked.name: int(masked.mask.count_nonzero()) for masked in self._masked}
+        return Update.of(self.steps, swaps, active)
 
     def _gradient(self, masked: MaskedWeight, kept: Mapping[str, _Kept]) -> Tensor | None:
         if not self._reads_gradient():
@@ -328,17 +315,10 @@ class Topology:
         return [masked.version() for masked in self._masked]
 
     def _due(self, step: int) -> bool:
-        topology = self.model.spec.topology
-        return isinstance(topology, Dynamic | GradualPruning) and topology.due(step, self.total_steps)
+        return due(self.model.spec.topology, step, self.total_steps)
 
     def _reads_gradient(self) -> bool:
-        topology = self.model.spec.topology
-        assert isinstance(topology, Dynamic | GradualPruning)
-        return self._policy is not None or any(c.uses_gradient for c in criteria(topology))
-
-    def _replaces_step(self) -> bool:
-        topology = self.model.spec.topology
-        return isinstance(topology, Dynamic) and topology.semantics.optimizer_step == "replaced"
+        return reads_gradient(self.model.spec.topology, self._policy)
 
 
 def _expect_parameters(optimizer: torch.optim.Optimizer, masked: Sequence[MaskedWeight]) -> None:

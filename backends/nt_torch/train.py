@@ -23,10 +23,11 @@ from nt_core.checkpoint import Checkpoint
 from nt_core.errors import nearest
 from nt_core.metrics import Metrics
 from nt_core.training import SGD, Adam, AdamW, Batches, Training
+from nt_core.update import Update
 from nt_torch.checkpoint import checkpoint
 from nt_torch.compile import Ensemble, compile, ensemble_loss, fast_layout, find_device  # noqa: A004
 from nt_torch.evaluate import evaluate
-from nt_torch.topology import Topology, Update
+from nt_torch.topology import Topology
 
 Report = Callable[[Mapping[str, Any]], None]
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}

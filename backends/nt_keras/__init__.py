@@ -1,0 +1,19 @@
+"""The Keras backend: compile a spec, train it with its topology, evaluate, save and load."""
+
+from nt_core.update import Update
+from nt_keras.compile import Ensemble, compile  # noqa: A004
+from nt_keras.losses import Disagreement, EnsembleAccuracy, ensemble_loss
+from nt_keras.sparse import sparse
+from nt_keras.topology import Topology, TopologyUpdate
+
+__all__ = [
+    "Disagreement",
+    "Ensemble",
+    "EnsembleAccuracy",
+    "Topology",
+    "TopologyUpdate",
+    "Update",
+    "compile",
+    "ensemble_loss",
+    "sparse",
+]

@@ -1,0 +1,132 @@
+"""The loss of an ensemble, and metrics of its members together, for ``model.compile``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from nt_core.errors import DataError
+from nt_core.spec import Aggregation
+from nt_core.structure import Reduction
+from nt_keras.layers import register
+
+
+def ensemble_loss(reduction: Reduction = "mean", label_smoothing: float = 0.0) -> EnsembleLoss:
+    """Return the cross-entropy of each member, averaged or summed over members.
+
+    Args:
+        reduction: over members, of each member's mean loss. ``spec.loss_reduction`` says which a spec means:
+            ``mean`` for heads of one network, ``sum`` for independent members.
+        label_smoothing: share of each target that is spread over all classes.
+
+    Example:
+        >>> loss = ensemble_loss()
+        >>> round(float(loss(ops.array([4, 7]), ops.zeros((2, 3, 10)))), 4)
+        2.3026
+    """
+    return EnsembleLoss(reduction_over_members=reduction, label_smoothing=label_smoothing)
+
+
+@register
+class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
+    """What :func:`ensemble_loss` makes: (B,) or (B, T) class numbers, (B, M, …, classes) logits."""
+
+    def __init__(
+        self,
+        reduction_over_members: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        name: str = "ensemble_loss",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.reduction_over_members, self.label_smoothing = reduction_over_members, label_smoothing
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return each example's loss, (B,) or (B, T)."""
+        targets = _targets(y_true, y_pred)
+        logits = ops.cast(y_pred, keras.backend.result_type(y_pred.dtype, "float32"))
+        members, classes = y_pred.shape[1], y_pred.shape[-1]
+        repeated = ops.repeat(ops.expand_dims(targets, 1), members, axis=1)
+        loss = keras.losses.sparse_categorical_crossentropy(repeated, logits, from_logits=True)
+        if self.label_smoothing:
+            uniform = ops.logsumexp(logits, axis=-1) - ops.sum(logits, axis=-1) / classes
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+        return ops.mean(loss, axis=1) if self.reduction_over_members == "mean" else ops.sum(loss, axis=1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        names = ("reduction_over_members", "label_smoothing")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@register
+class EnsembleAccuracy(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
+    """Share of examples that the members together classify right.
+
+    Args:
+        aggregation: what is averaged over members: ``mean_prob`` or ``mean_logit``.
+
+    Example:
+        >>> metric = EnsembleAccuracy()
+        >>> metric.update_state(ops.array([1]), ops.array([[[0.0, 3.0], [1.0, 0.0]]]))
+        >>> float(metric.result())
+        1.0
+    """
+
+    def __init__(
+        self, aggregation: Aggregation = "mean_prob", name: str = "accuracy", dtype: Any = None
+    ) -> None:
+        super().__init__(fn=self._right, name=name, dtype=dtype)
+        self.aggregation = aggregation
+
+    def _right(self, y_true: Any, y_pred: Any) -> Any:
+        votes = ops.softmax(y_pred, axis=-1) if self.aggregation == "mean_prob" else y_pred
+        chosen = ops.argmax(ops.mean(votes, axis=1), axis=-1)
+        return ops.cast(ops.equal(chosen, ops.cast(_targets(y_true, y_pred), chosen.dtype)), self.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {"aggregation": self.aggregation, "name": self.name, "dtype": self.dtype}
+
+
+@register
+class Disagreement(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
+    """Share of pairs of members that choose different classes, over examples.
+
+    Example:
+        >>> metric = Disagreement()
+        >>> metric.update_state(ops.array([1]), ops.array([[[0.0, 3.0], [1.0, 0.0]]]))
+        >>> float(metric.result())
+        1.0
+    """
+
+    def __init__(self, name: str = "disagreement", dtype: Any = None) -> None:
+        super().__init__(fn=self._pairs, name=name, dtype=dtype)
+
+    def _pairs(self, y_true: Any, y_pred: Any) -> Any:
+        chosen, members = ops.argmax(y_pred, axis=-1), y_pred.shape[1]
+        differ = ops.cast(ops.not_equal(ops.expand_dims(chosen, 1), ops.expand_dims(chosen, 2)), self.dtype)
+        return ops.sum(differ, axis=(1, 2)) / max(1, members * (members - 1))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def _targets(y_true: Any, y_pred: Any) -> Any:
+    """Return the class numbers in the shape that logits ask for.
+
+    Raises:
+        DataError: they have another shape.
+    """
+    wanted = len(y_pred.shape) - 2
+    if len(y_true.shape) == wanted + 1 and y_true.shape[-1] == 1:
+        y_true = ops.squeeze(y_true, -1)
+    if len(y_true.shape) != wanted:
+        raise DataError(
+            f"targets: expected class numbers of shape {('batch', *y_pred.shape[2:-1])}, found "
+            f"{tuple(y_true.shape)}; logits are (batch, members, …, classes)"
+        )
+    return y_true

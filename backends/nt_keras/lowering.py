@@ -1,0 +1,207 @@
+"""One lowering for each op: what computes it in Keras, on channels-last tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import keras
+
+from nt_core import ops
+from nt_core.values import Shape
+from nt_keras import layers
+from nt_keras.layouts import IMAGE, axis_in_keras
+
+Tensor = Any
+Compute = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """An op in Keras.
+
+    Attributes:
+        compute: its inputs' tensors → its output.
+        layer: holds the op's weights; None where it has none.
+        variables: weight of the op → attribute of the layer.
+    """
+
+    compute: Compute
+    layer: keras.layers.Layer | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every layer of a model is made with.
+
+    Attributes:
+        name: of the layer.
+        dtype: its policy; None: Keras' global one.
+        masked: whether kernels get masks.
+        seed: of its randomness, if it has any.
+    """
+
+    name: str
+    dtype: Any
+    masked: bool
+    seed: int
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The arguments that every layer takes."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+Lowering = Callable[[Any, Sequence[Shape], Settings], Lowered]
+"""(op, its inputs' canonical shapes for one example, settings) → what computes it."""
+
+KERNEL = {"weight": "kernel", "bias": "bias"}
+SCALE = {"weight": "gamma", "bias": "beta"}
+
+
+def _holding(layer: keras.layers.Layer, variables: Mapping[str, str]) -> Lowered:
+    return Lowered(compute=layer, layer=layer, variables=variables)
+
+
+def _on_last_axis(layer: keras.layers.Layer, variables: Mapping[str, str], shape: Shape) -> Lowered:
+    """Apply a layer to the canonical last axis, an image's width."""
+    if len(shape) != IMAGE:
+        return _holding(layer, variables)
+
+    def compute(x: Tensor) -> Tensor:
+        return keras.ops.transpose(layer(keras.ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))
+
+    return Lowered(compute=compute, layer=layer, variables=variables)
+
+
+def _conv2d(op: ops.Conv2d, _: Sequence[Shape], settings: Settings) -> Lowered:
+    layer = layers.Conv2D(
+        op.out_channels,
+        op.kernel,
+        op.stride,
+        pads=op.padding,
+        groups=op.groups,
+        use_bias=op.bias,
+        masked=settings.masked,
+        kernel_initializer="zeros",
+        **settings.common,
+    )
+    return _holding(layer, KERNEL if op.bias else {"weight": "kernel"})
+
+
+def _linear(op: ops.Linear, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+    layer = layers.Dense(
+        op.out_features,
+        use_bias=op.bias,
+        masked=settings.masked,
+        kernel_initializer="zeros",
+        **settings.common,
+    )
+    return _on_last_axis(layer, KERNEL if op.bias else {"weight": "kernel"}, shapes[0])
+
+
+def _embedding(op: ops.Embedding, _: Sequence[Shape], settings: Settings) -> Lowered:
+    layer = keras.layers.Embedding(
+        op.vocabulary, op.features, embeddings_initializer="zeros", **settings.common
+    )
+    return _holding(layer, {"weight": "embeddings"})
+
+
+def _batch_norm(op: ops.BatchNorm, _: Sequence[Shape], settings: Settings) -> Lowered:
+    layer = layers.BatchNorm(momentum=1 - op.momentum, epsilon=op.eps, **settings.common)
+    return _holding(layer, {**SCALE, "running_mean": "moving_mean", "running_var": "moving_variance"})
+
+
+def _layer_norm(op: ops.LayerNorm, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+    layer = keras.layers.LayerNormalization(epsilon=op.eps, **settings.common)
+    return _on_last_axis(layer, SCALE, shapes[0])
+
+
+def _rms_norm(op: ops.RMSNorm, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+    layer = keras.layers.RMSNormalization(epsilon=op.eps, **settings.common)
+    return _on_last_axis(layer, {"weight": "scale"}, shapes[0])
+
+
+def _max_pool2d(op: ops.MaxPool2d, _: Sequence[Shape], settings: Settings) -> Lowered:
+    return Lowered(compute=layers.MaxPool2D(op.kernel, op.stride, pads=op.padding, **settings.common))
+
+
+def _avg_pool2d(op: ops.AvgPool2d, _: Sequence[Shape], settings: Settings) -> Lowered:
+    return Lowered(
+        compute=keras.layers.AveragePooling2D(
+            op.kernel, op.stride, data_format="channels_last", **settings.common
+        )
+    )
+
+
+def _flatten(_: ops.Flatten, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+    """Flatten in canonical order, whatever the layout: (B, H, W, C) → (B, C·H·W)."""
+
+    def compute(x: Tensor) -> Tensor:
+        if len(shapes[0]) == IMAGE:
+            x = keras.ops.transpose(x, (0, 3, 1, 2))
+        return keras.layers.Flatten(**settings.common)(x)
+
+    return Lowered(compute=compute)
+
+
+def _attention(op: ops.Attention, _: Sequence[Shape], settings: Settings) -> Lowered:
+    return Lowered(
+        compute=layers.Attention(op.heads, op.kv_heads, op.causal, op.rotary_base, **settings.common)
+    )
+
+
+def _pointwise(function: Callable[[Tensor], Tensor], settings: Settings) -> Lowered:
+    return Lowered(compute=keras.layers.Activation(function, **settings.common))
+
+
+def _exact_gelu(x: Tensor) -> Tensor:
+    return keras.activations.gelu(x, approximate=False)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "relu": keras.activations.relu,
+        "gelu": _exact_gelu,
+        "silu": keras.activations.silu,
+        "tanh": keras.activations.tanh,
+        "sigmoid": keras.activations.sigmoid,
+    }
+)
+
+
+def _merging(layer: keras.layers.Layer) -> Lowered:
+    """Let a layer that reads a list read several inputs."""
+    return Lowered(compute=lambda *xs: layer(list(xs)))
+
+
+LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
+    {
+        ops.Conv2d: _conv2d,
+        ops.Linear: _linear,
+        ops.Embedding: _embedding,
+        ops.BatchNorm: _batch_norm,
+        ops.LayerNorm: _layer_norm,
+        ops.RMSNorm: _rms_norm,
+        ops.Activation: lambda op, _, settings: _pointwise(ACTIVATIONS[op.function], settings),
+        ops.MaxPool2d: _max_pool2d,
+        ops.AvgPool2d: _avg_pool2d,
+        ops.GlobalAvgPool: lambda _, __, settings: Lowered(
+            compute=keras.layers.GlobalAveragePooling2D(data_format="channels_last", **settings.common)
+        ),
+        ops.Flatten: _flatten,
+        ops.Dropout: lambda op, _, settings: Lowered(
+            compute=keras.layers.Dropout(op.rate, seed=settings.seed, **settings.common)
+        ),
+        ops.Add: lambda _, __, settings: _merging(keras.layers.Add(**settings.common)),
+        ops.Multiply: lambda _, __, settings: _merging(keras.layers.Multiply(**settings.common)),
+        ops.Concat: lambda op, shapes, settings: _merging(
+            keras.layers.Concatenate(axis=axis_in_keras(op.axis, shapes[0]), **settings.common)
+        ),
+        ops.Attention: _attention,
+    }
+)
+"""Op → how it is made; its keys are exactly :data:`nt_core.ops.OPS`."""

@@ -1,0 +1,219 @@
+"""Topology updates while Keras trains: a callback for ``fit``, and one object for anybody's own loop."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from nt_core.arrays import Moment
+from nt_core.errors import TopologyError
+from nt_core.policies import Policy
+from nt_core.random import Random
+from nt_core.topology import Dynamic, GradualPruning, final_counts, next_due, reads_gradient
+from nt_core.update import Update, update
+from nt_keras import engine
+from nt_keras.masked import masked_weights
+from nt_keras.sparse import Sparse, find_sparse
+
+if TYPE_CHECKING:
+    from nt_keras.compile import Ensemble
+
+
+class Topology:
+    """Updates a model's topology as its spec says, in anybody's own loop; ``fit`` has :class:`TopologyUpdate`.
+
+    Call :meth:`step` once after each training step (with gradient accumulation: after each micro-batch). The
+    model must be compiled with an optimiser wrapped by :func:`nt_keras.sparse`, which counts the steps.
+
+    Args:
+        model: what ``nt_keras.compile`` returned.
+        total_steps: optimiser steps of the whole training; schedules depend on it.
+        seed: keys random growth and soft pruning.
+        policy: a policy of one's own instead of the spec's prune and grow.
+
+    Example:
+        >>> import numpy as np, nt_core, nt_models, nt_keras
+        >>> spec = nt_core.PRESETS["rigl"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> model = nt_keras.compile(spec)
+        >>> model.compile(optimizer=nt_keras.sparse("adam", model), loss=nt_keras.ensemble_loss())
+        >>> topology = Topology(model, total_steps=1000)
+        >>> for _ in range(2):
+        ...     _ = model.train_on_batch(np.ones((4, 8), np.float32), np.array([0, 1, 2, 0]))
+        ...     _ = topology.step()
+        >>> topology.steps, round(topology.density, 2)
+        (2, 0.2)
+    """
+
+    def __init__(
+        self, model: Ensemble, *, total_steps: int, seed: int = 0, policy: Policy | None = None
+    ) -> None:
+        if total_steps < 1:
+            raise TopologyError(f"total_steps: expected at least 1, found {total_steps}")
+        self.model, self.total_steps = model, total_steps
+        self._random, self._policy = Random(seed), policy
+        self._masked = masked_weights(model)
+        self._next: int | None = None
+        self._wait = math.inf
+        if self._masked:
+            self._expect_trained()
+            self._plan()
+
+    @property
+    def optimizer(self) -> Sparse:
+        """The optimiser that keeps the masks."""
+        return find_sparse(self.model.optimizer)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+        return int(self.model.optimizer.iterations) // (self.optimizer.accumulation if self._masked else 1)
+
+    @property
+    def density(self) -> float:
+        """Active over all maskable weights."""
+        masks = [engine.to_numpy(masked.kernel.mask) for masked in self._masked]
+        return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks) if masks else 1.0
+
+    def step(self) -> Update | None:
+        """Update the topology if an update is due after the optimiser's last step.
+
+        Returns:
+            What changed, or None.
+
+        Raises:
+            TopologyError: a weight or a gradient is not finite (no mask has changed then), an update was
+                missed, or masks differ among replicas.
+        """
+        self._wait -= 1
+        if self._wait > 0:
+            return None
+        engine.sync(self.model)
+        steps = self.steps
+        assert self._next is not None
+        if steps > self._next:
+            raise TopologyError(
+                f"the topology's update after step {self._next} was missed, {steps} steps are taken; call step() "
+                "after every training step, with steps_per_execution=1"
+            )
+        changed = self._update(steps) if steps == self._next else None
+        self._plan()
+        return changed
+
+    def _plan(self) -> None:
+        """Find the next update, announce it to the optimiser, and count the calls until then."""
+        optimizer = self.optimizer
+        self._next = next_due(self.model.spec.topology, self.steps, self.total_steps)
+        optimizer.announce(self._next)
+        taken = int(optimizer.iterations)
+        self._wait = math.inf if self._next is None else self._next * optimizer.accumulation - taken
+
+    def _update(self, step: int) -> Update:
+        topology, optimizer = self.model.spec.topology, self.optimizer
+        assert isinstance(topology, Dynamic | GradualPruning)
+        reads = reads_gradient(topology, self._policy)
+        layers = [masked.layer(optimizer, reads_gradient=reads) for masked in self._masked]
+        swaps = update(
+            topology,
+            layers,
+            Moment(step, self._random),
+            total_steps=self.total_steps,
+            targets=final_counts(topology, self.model.spec.layout),
+            policy=self._policy,
+        )
+        draws = isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial"
+        for masked, layer in zip(self._masked, layers, strict=True):
+            stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
+            masked.apply(swaps[masked.name], layer.active, stream if draws else None)
+        optimizer.follow([masked.kernel for masked in self._masked])
+        active = {masked.name: int(masked.active().sum()) for masked in self._masked}
+        return Update.of(step, swaps, active)
+
+    def _expect_trained(self) -> None:
+        optimizer = self.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        trained = {id(variable) for variable in optimizer._trainable_variables}
+        missing = [masked.name for masked in self._masked if id(masked.kernel) not in trained]
+        if missing:
+            raise TopologyError(
+                f"optimizer: {len(missing)} of the model's {len(self._masked)} masked weights are not in it "
+                f"({missing[0]!r} first); make layers trainable or not before the optimiser is built"
+            )
+
+
+class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]
+    """Updates the topology while ``model.fit`` runs, and adds ``density`` to each epoch's logs.
+
+    Steps are counted by the optimiser, so a training that goes on after ``keras.models.load_model`` goes on
+    with the topology's schedule too.
+
+    Args:
+        total_steps: optimiser steps of the whole training; schedules depend on it.
+        seed: keys random growth and soft pruning.
+        policy: a policy of one's own instead of the spec's prune and grow.
+        report: is called with each :class:`nt_core.update.Update`.
+
+    Example:
+        >>> TopologyUpdate(total_steps=1000, seed=1).total_steps
+        1000
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        seed: int = 0,
+        policy: Policy | None = None,
+        report: Callable[[Update], None] = lambda _: None,
+    ) -> None:
+        super().__init__()
+        self.total_steps, self.seed, self.policy, self.report = total_steps, seed, policy, report
+        self.topology: Topology | None = None
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Find the next update."""
+        self.topology = Topology(
+            self.model, total_steps=self.total_steps, seed=self.seed, policy=self.policy
+        )
+        if self.topology._next is not None and self.model.steps_per_execution > 1:
+            raise TopologyError(
+                f"steps_per_execution: expected 1, found {self.model.steps_per_execution}; the topology must be "
+                "updated between two steps"
+            )
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Update if it is time."""
+        assert self.topology is not None
+        changed = self.topology.step()
+        if changed is not None:
+            self.report(changed)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the density."""
+        assert self.topology is not None
+        if logs is not None:
+            logs["density"] = self.topology.density
+
+
+def expect_one_topology_update(model: Ensemble, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check the callbacks that ``fit`` is given.
+
+    Raises:
+        TopologyError: two of them update the topology.
+    """
+    callbacks = kwargs.get("callbacks", args[5] if len(args) > 5 else None)
+    listed = getattr(callbacks, "callbacks", callbacks) or []
+    listed = [listed] if isinstance(listed, keras.callbacks.Callback) else list(listed)
+    found = sum(isinstance(callback, TopologyUpdate) for callback in listed)
+    if found > 1:
+        raise TopologyError(f"callbacks: expected one nt_keras.TopologyUpdate, found {found}; leave one")
+    if not found and isinstance(model.spec.topology, Dynamic | GradualPruning):
+        warnings.warn(
+            f"the spec's topology is {model.spec.topology.kind!r}, but nothing updates it: masks stay as they "
+            "are; give fit callbacks=[nt_keras.TopologyUpdate(total_steps=…)]",
+            stacklevel=3,
+        )
