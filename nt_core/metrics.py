@@ -213,6 +213,10 @@ class Metrics:
         """Mean over the full matrix, zero diagonal too: (M−1)/M of `disagreement`; as NeuroTrails' code."""
         return int(self.disagreements.sum()) / (self._examples * self.disagreements.size)
 
+    def summary(self) -> dict[str, float]:
+        """Return the figures that stand in a history: accuracy, NLL, ECE and disagreement."""
+        return {name: getattr(self, name) for name in ("accuracy", "nll", "ece", "disagreement")}
+
     def to_dict(self) -> dict[str, float | list[float]]:
         """Give all metrics as numbers for JSON.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from nt_core.errors import SpecError
+from nt_core.errors import SpecError, TopologyError
 from nt_core.values import Count, Fraction, Value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -154,3 +154,16 @@ class Batches(Protocol):
 
         Training sets shuffle by (seed, number); test sets do not.
         """
+
+
+def expect_finite_loss(loss: float, *, epoch: int, step: int, lr: float) -> None:
+    """Stop a training whose mean loss over an epoch is not finite.
+
+    Raises:
+        TopologyError: naming epoch and step, and what may help.
+    """
+    if not math.isfinite(loss):
+        raise TopologyError(
+            f"epoch {epoch}, step {step}: the loss is {loss}; lower the learning rate ({lr:g}), clip the "
+            "gradient, or check the data"
+        )

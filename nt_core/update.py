@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,16 @@ class Update:
             grown={name: len(swap.grown) for name, swap in swaps.items()},
             active=active,
         )
+
+    def to_event(self) -> dict[str, Any]:
+        """Return its totals, as a trainer reports them.
+
+        Example:
+            >>> Update(step=100, pruned={"a": 2, "b": 1}, grown={"a": 2, "b": 1}, active={"a": 5}).to_event()
+            {'event': 'update', 'step': 100, 'pruned': 3, 'grown': 3, 'active': 5}
+        """
+        totals = {kind: sum(getattr(self, kind).values()) for kind in ("pruned", "grown", "active")}
+        return {"event": "update", "step": self.step, **totals}
 
 
 def update(

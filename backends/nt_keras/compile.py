@@ -111,6 +111,12 @@ class Ensemble(keras.Model):  # type: ignore[misc]
         """The full names of all weights that have a mask."""
         return tuple(name for name, place in self._places.items() if hasattr(place.variable, "mask"))
 
+    @property
+    def density(self) -> float:
+        """Active over all maskable weights."""
+        masks = [engine.to_numpy(self.variable(name).mask) for name in self.masked]
+        return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks) if masks else 1.0
+
     def set_mask(self, name: str, mask: Mask) -> None:
         """Give a weight a mask and set its inactive elements to zero.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -153,3 +154,20 @@ def _across_replicas(optimizer: Any, function: Callable[..., None], *arguments: 
 def _local(flag: Any, strategy: Any) -> Any:
     """Return one replica's value of a flag that all compute alike."""
     return strategy.experimental_local_results(flag)[0] if strategy.num_replicas_in_sync > 1 else flag
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Make TensorFlow compute the same bits each time; the other engines do on CPUs."""
+    if ENGINE != "tensorflow" or not wanted:
+        yield
+        return
+    from tensorflow.python.framework import config
+
+    before = config.is_op_determinism_enabled()
+    config.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not before:
+            config.disable_op_determinism()

@@ -170,8 +170,8 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         mixed = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores, axis=-1), v)
         return ops.reshape(mixed, (-1, length, self.heads * size))
 
-    def compute_output_shape(self, queries: Any, keys: Any, values: Any) -> Any:
-        return queries
+    def compute_output_shape(self, queries_shape: Any, keys_shape: Any, values_shape: Any) -> Any:
+        return queries_shape
 
     def get_config(self) -> dict[str, Any]:
         names = ("heads", "kv_heads", "causal", "rotary_base")

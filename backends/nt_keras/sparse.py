@@ -13,6 +13,7 @@ from nt_core.errors import TopologyError
 from nt_core.topology import reads_gradient, replaces_step
 from nt_keras import engine
 from nt_keras.layers import register
+from nt_keras.optimizers import OURS
 
 if TYPE_CHECKING:
     from nt_keras.compile import Ensemble
@@ -26,6 +27,7 @@ ZERO_STAYS_ZERO = {
     keras.optimizers.Adadelta,
     keras.optimizers.Adamax,
     keras.optimizers.Lion,
+    *OURS,
 }
 """Optimisers that leave a weight and its variables at 0 if weight, variables and gradient are 0 (tested)."""
 
@@ -200,7 +202,7 @@ class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
                     f"weight {variable.path!r}: it has no gradient, but the topology reads it; the loss must "
                     "depend on every member"
                 )
-        first = ops.equal(self.iterations % self.accumulation, 0)
+        first = ops.equal(self.calls % self.accumulation, 0)
 
         def add(kept: Any, gradient: Any) -> Any:
             gradient = ops.cast(gradient, kept.dtype)
@@ -212,17 +214,17 @@ class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _is_due(self) -> Any:
         """Tell whether an update follows the optimiser step that this micro-batch belongs to."""
-        step = self.iterations // self.accumulation + 1
+        step = self.calls // self.accumulation + 1
         return ops.equal(step, ops.cast(self._next_update, step.dtype))
 
     def _step_unless_replaced(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        last = ops.equal((self.iterations + 1) % self.accumulation, 0)
+        last = ops.equal((self.calls + 1) % self.accumulation, 0)
         inner = self.inner_optimizer
 
         def pass_over() -> None:
             if self.accumulation > 1:
                 inner._backend_reset_gradient_accumulators()
-            inner.iterations.assign_add(1)
+            inner._iterations.assign_add(1)
 
         engine.either(
             ops.logical_and(self._is_due(), last),
@@ -240,8 +242,13 @@ class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     @property
     def iterations(self) -> Any:
-        """Micro-batches seen."""
+        """Optimiser steps taken."""
         return self.inner_optimizer.iterations
+
+    @property
+    def calls(self) -> Any:
+        """How often it was applied: once for each micro-batch."""
+        return self.inner_optimizer._iterations
 
     @property
     def learning_rate(self) -> Any:

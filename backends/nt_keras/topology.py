@@ -70,13 +70,12 @@ class Topology:
     @property
     def steps(self) -> int:
         """Optimiser steps taken."""
-        return int(self.model.optimizer.iterations) // (self.optimizer.accumulation if self._masked else 1)
+        return int(self.model.optimizer.iterations)
 
     @property
     def density(self) -> float:
         """Active over all maskable weights."""
-        masks = [engine.to_numpy(masked.kernel.mask) for masked in self._masked]
-        return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks) if masks else 1.0
+        return self.model.density
 
     def step(self) -> Update | None:
         """Update the topology if an update is due after the optimiser's last step.
@@ -108,7 +107,7 @@ class Topology:
         optimizer = self.optimizer
         self._next = next_due(self.model.spec.topology, self.steps, self.total_steps)
         optimizer.announce(self._next)
-        taken = int(optimizer.iterations)
+        taken = int(optimizer.calls)
         self._wait = math.inf if self._next is None else self._next * optimizer.accumulation - taken
 
     def _update(self, step: int) -> Update:

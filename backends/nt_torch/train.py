@@ -18,12 +18,11 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from nt_core import DataError, EnsembleSpec, TopologyError
+from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Checkpoint
 from nt_core.errors import nearest
 from nt_core.metrics import Metrics
-from nt_core.training import SGD, Adam, AdamW, Batches, Training
-from nt_core.update import Update
+from nt_core.training import SGD, Adam, AdamW, Batches, Training, expect_finite_loss
 from nt_torch.checkpoint import checkpoint
 from nt_torch.compile import Ensemble, compile, ensemble_loss, fast_layout, find_device  # noqa: A004
 from nt_torch.evaluate import evaluate
@@ -155,11 +154,9 @@ class _Run:
             if self.topology.steps >= self.topology.total_steps:
                 break
         mean = float(torch.stack(losses).double().sum()) / seen
-        if not math.isfinite(mean):
-            raise TopologyError(
-                f"epoch {number}, step {self.topology.steps}: the loss is {mean}; lower the learning rate "
-                f"({self.training.optimizer.lr:g}), clip the gradient, or check the data"
-            )
+        expect_finite_loss(
+            mean, epoch=number, step=self.topology.steps, lr=self.training.optimizer.lr
+        )
         return mean, seen
 
     def _share(self, seen: int, count: int) -> float:
@@ -188,19 +185,8 @@ class _Run:
         if self.topology.steps > before:
             self.report({"event": "step", "step": self.topology.steps})
         if changed is not None:
-            self._report_update(changed)
+            self.report(changed.to_event())
         return loss.detach()
-
-    def _report_update(self, changed: Update) -> None:
-        self.report(
-            {
-                "event": "update",
-                "step": changed.step,
-                "pruned": sum(changed.pruned.values()),
-                "grown": sum(changed.grown.values()),
-                "active": sum(changed.active.values()),
-            }
-        )
 
     def _report_epoch(self, number: int, loss: float, seconds: float, metrics: Metrics | None) -> None:
         record = {
@@ -212,12 +198,7 @@ class _Run:
             "seconds": seconds,
         }
         if metrics is not None:
-            record |= {
-                "accuracy": metrics.accuracy,
-                "nll": metrics.nll,
-                "ece": metrics.ece,
-                "disagreement": metrics.disagreement,
-            }
+            record |= metrics.summary()
         self.accelerator.log(record, step=self.topology.steps)
         self.report({"event": "epoch", **record})
 

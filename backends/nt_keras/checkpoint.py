@@ -1,0 +1,57 @@
+"""Between a Keras model and the portable checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.mask import Mask
+from nt_keras.compile import Ensemble, fill
+from nt_keras.devices import on_device
+
+
+def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Return a model as a checkpoint; :func:`nt_core.checkpoint.save_checkpoint` writes it.
+
+    Args:
+        model: what ``nt_keras.compile`` returned.
+        record: what shall stand beside it: seed, steps, metrics, ….
+
+    Example:
+        >>> import nt_core, nt_models, nt_keras
+        >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> saved = checkpoint(nt_keras.compile(spec))
+        >>> sum(mask.count for mask in saved.masks.values())
+        35
+    """
+    masks = {}
+    for name in model.masked:
+        active = model.mask(name)
+        assert active is not None
+        masks[name] = Mask.from_dense(active)
+    values = {placed.name: model.array(placed.name) for placed in model.spec.layout.weights}
+    return Checkpoint(spec=model.spec, values=values, masks=masks, record=record or {})
+
+
+def load(folder: str | Path, *, device: str | None = "cpu") -> Ensemble:
+    """Make the model that a checkpoint directory holds, whichever backend wrote it.
+
+    Args:
+        folder: what :func:`nt_core.checkpoint.save_checkpoint` wrote.
+        device: where it shall live; None: where Keras puts it.
+
+    Raises:
+        CheckpointError: as :func:`nt_core.checkpoint.load_checkpoint`.
+    """
+    return restore(load_checkpoint(folder), device=device)
+
+
+def restore(saved: Checkpoint, *, device: str | None = "cpu") -> Ensemble:
+    """Make the model of a checkpoint in memory."""
+    dtype = next((str(value.dtype) for value in saved.values.values()), "float32")
+    with on_device(device):
+        model = Ensemble(saved.spec, dtype=dtype)
+        fill(model, saved.values.items(), saved.masks.items())
+    return model

@@ -1,0 +1,56 @@
+"""Predict and evaluate with a compiled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.metrics import Metrics
+from nt_core.training import Batches
+from nt_keras.compile import Ensemble
+from nt_keras.layouts import batch_to_keras
+
+
+def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> NDArray[np.float32]:
+    """Compute every member's logits; the twin of ``nt_torch.predict``, with the same layouts.
+
+    Args:
+        model: what ``nt_keras.compile`` returned.
+        inputs: (N, *input shape), images channels first. (``model.predict`` is Keras' own: channels last.)
+        batch_size: examples at a time.
+
+    Returns:
+        (M, N, …) logits.
+
+    Example:
+        >>> import nt_core, nt_models, nt_keras
+        >>> spec = nt_core.PRESETS["full_ensemble"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> predict(nt_keras.compile(spec), np.zeros((5, 8), np.float32)).shape
+        (3, 5, 3)
+    """
+    parts = [inputs[start : start + batch_size] for start in range(0, max(len(inputs), 1), batch_size)]
+    return np.concatenate([_logits(model, part) for part in parts], axis=1)
+
+
+def evaluate(model: Ensemble, data: Batches, *, batch_size: int = 256) -> Metrics:
+    """Evaluate a model on a dataset, with the aggregation its spec names.
+
+    Args:
+        model: what ``nt_keras.compile`` returned.
+        data: a test set.
+        batch_size: examples at a time.
+    """
+
+    def batches() -> Iterator[Metrics]:
+        for inputs, labels in data.epoch(0, batch_size):
+            yield Metrics.of(_logits(model, inputs), labels, model.spec.aggregation)
+
+    return Metrics.sum(batches())
+
+
+def _logits(model: Ensemble, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    logits = model.predict_on_batch(batch_to_keras(inputs))
+    return np.moveaxis(np.asarray(logits, dtype=np.float32), 1, 0)

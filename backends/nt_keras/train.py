@@ -1,0 +1,273 @@
+"""The training loop, which is ``keras.Model.fit``: a recipe and a dataset in, a trained model out."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from nt_core import DataError, EnsembleSpec
+from nt_core.checkpoint import Checkpoint
+from nt_core.metrics import Metrics
+from nt_core.structure import Reduction
+from nt_core.training import Batches, Training, expect_finite_loss
+from nt_keras.checkpoint import checkpoint
+from nt_keras.compile import Ensemble, compile  # noqa: A004
+from nt_keras.devices import device_of, has_accelerator, on_device
+from nt_keras.engine import deterministic
+from nt_keras.evaluate import evaluate
+from nt_keras.layouts import batch_to_keras
+from nt_keras.losses import ensemble_loss
+from nt_keras.optimizers import make_optimizer
+from nt_keras.sparse import sparse
+from nt_keras.topology import TopologyUpdate
+
+Report = Callable[[Mapping[str, Any]], None]
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        model: the trained one.
+        steps: optimiser steps taken.
+        examples: training examples seen.
+        seconds: of training, evaluation between epochs aside.
+        metrics: on the test set, if there was one.
+    """
+
+    model: Ensemble
+    steps: int
+    examples: int
+    seconds: float
+    metrics: Metrics | None
+
+    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
+        """Return the model as a portable checkpoint."""
+        return checkpoint(self.model, record)
+
+
+def train(
+    spec: EnsembleSpec,
+    training: Training,
+    data: Batches,
+    *,
+    seed: int = 0,
+    test: Batches | None = None,
+    device: str | None = None,
+    trackers: Sequence[str] = (),
+    folder: str | Path | None = None,
+    report: Report = lambda _: None,
+) -> Trained:
+    """Train what a spec declares; the twin of ``nt_torch.train``.
+
+    Args:
+        spec: the ensemble; its plan says how long.
+        training: the recipe.
+        data: what to train on.
+        seed: keys initial values, masks, growth and dropout.
+        test: evaluated after each epoch, if given.
+        device: ``"cpu"``, ``"gpu:1"``, …; None: what Keras finds.
+        trackers: ``"tensorboard"``, or none.
+        folder: where trackers write.
+        report: receives what happens, as plain records with an ``event``: ``start``, ``step``, ``update``,
+            ``epoch``.
+
+    Raises:
+        DataError: there is nothing to train on, or a tracker or precision is not to be had.
+        TopologyError: the loss or a gradient is not finite.
+    """
+    if not len(data):
+        raise DataError("data: expected at least one training example, found none")
+    schedule = _Schedule.of(spec, training, data)
+    watch = _Watch(training, schedule, test, report)
+    callbacks = [
+        watch,
+        TopologyUpdate(schedule.total_steps, seed=seed, report=lambda changed: report(changed.to_event())),
+        *_trackers(trackers, folder),
+    ]
+    with on_device(device), deterministic(training.deterministic):
+        _expect_precision(training)
+        model = compile(spec, seed=seed, dtype=PRECISIONS[training.precision])
+        optimizer = make_optimizer(training, schedule.total_steps)
+        model.compile(
+            optimizer=sparse(optimizer, model) if model.masked else optimizer,
+            loss=ensemble_loss(spec.loss_reduction),
+            weighted_metrics=[_ExampleLoss(spec.loss_reduction)],
+        )
+        model.fit(
+            schedule.batches(data),
+            steps_per_epoch=schedule.steps_per_epoch * schedule.accumulation,
+            epochs=schedule.epochs,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    return Trained(
+        model=model,
+        steps=watch.steps,
+        examples=schedule.examples_after(watch.steps),
+        seconds=watch.seconds,
+        metrics=watch.metrics,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Schedule:
+    """How a dataset is cut into epochs, steps and micro-batches.
+
+    Keras counts ``accumulation`` calls for each optimiser step, whatever their sizes. So a call's examples are
+    weighted by their share of the step, and a last, shorter step is filled up with calls of weight 0.
+    """
+
+    examples: int
+    batch_size: int
+    accumulation: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, spec: EnsembleSpec, training: Training, data: Batches) -> _Schedule:
+        steps_per_epoch = math.ceil(len(data) / training.batch_size)
+        return cls(
+            examples=len(data),
+            batch_size=training.batch_size,
+            accumulation=training.accumulation,
+            total_steps=spec.plan.total_steps(steps_per_epoch),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.examples / self.batch_size)
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def examples_after(self, steps: int) -> int:
+        """Return how many examples were seen."""
+        whole, rest = divmod(steps, self.steps_per_epoch)
+        return whole * self.examples + min(rest * self.batch_size, self.examples)
+
+    def batches(self, data: Batches) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Yield what ``fit`` reads, epoch after epoch: inputs, labels and, with accumulation, weights."""
+        for number in range(1, self.epochs + 1):
+            batches = data.epoch(number, self.batch_size // self.accumulation)
+            yield from self._weighted(batches) if self.accumulation > 1 else _in_keras(batches)
+
+    def _weighted(self, batches: Iterator[tuple[NDArray[Any], NDArray[Any]]]) -> Iterator[tuple[NDArray[Any], ...]]:
+        seen = 0
+        for calls, (inputs, labels) in enumerate(_in_keras(batches), start=1):
+            in_step = min(self.batch_size, self.examples - seen // self.batch_size * self.batch_size)
+            seen += len(labels)
+            share = len(labels) * self.accumulation / in_step
+            yield inputs, labels, np.full(len(labels), share, np.float32)
+            if seen == self.examples:
+                for _ in range(-calls % self.accumulation):
+                    yield inputs, labels, np.zeros(len(labels), np.float32)
+
+
+class _ExampleLoss(keras.metrics.Mean):  # type: ignore[misc]
+    """Mean loss over examples, those of a call alike, whatever the call's weight in its step."""
+
+    def __init__(self, reduction: Reduction) -> None:
+        super().__init__(name="example_loss")
+        self.loss = ensemble_loss(reduction)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        seen = None if sample_weight is None else ops.cast(sample_weight > 0, self.dtype)
+        super().update_state(self.loss.call(y_true, y_pred), seen)
+
+
+def _in_keras(
+    batches: Iterator[tuple[NDArray[Any], NDArray[Any]]],
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    for inputs, labels in batches:
+        yield batch_to_keras(inputs), labels
+
+
+class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Counts, times, evaluates and reports; stops a training that ends within an epoch."""
+
+    def __init__(self, training: Training, schedule: _Schedule, test: Batches | None, report: Report) -> None:
+        super().__init__()
+        self.training, self.schedule, self.test, self.report = training, schedule, test, report
+        self.calls, self.seconds, self.began = 0, 0.0, 0.0
+        self.metrics: Metrics | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.calls // self.schedule.accumulation
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.report(
+            {
+                "event": "start",
+                "total_steps": self.schedule.total_steps,
+                "total_epochs": self.schedule.epochs,
+                "device": device_of(self.model),
+            }
+        )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.calls += 1
+        if self.calls % self.schedule.accumulation == 0:
+            self.report({"event": "step", "step": self.steps})
+            if self.steps >= self.schedule.total_steps:
+                self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        assert logs is not None
+        self.seconds += time.perf_counter() - self.began
+        lr = self.training.optimizer.lr
+        lr *= self.training.learning_rate.at(self.steps - 1, self.schedule.total_steps)
+        expect_finite_loss(logs["example_loss"], epoch=epoch + 1, step=self.steps, lr=self.training.optimizer.lr)
+        record = {
+            "epoch": epoch + 1,
+            "step": self.steps,
+            "loss": logs["example_loss"],
+            "lr": lr,
+            "density": self.model.density,
+            "seconds": self.seconds,
+        }
+        if self.test is not None:
+            self.metrics = evaluate(self.model, self.test)
+            record |= self.metrics.summary()
+        logs.update(record)
+        self.report({"event": "epoch", **record})
+
+
+def _expect_precision(training: Training) -> None:
+    if training.precision == "float16" and not has_accelerator():
+        raise DataError("training.precision: float16 needs a GPU; use bfloat16 or float32 on a CPU")
+
+
+def _trackers(names: Sequence[str], folder: str | Path | None) -> list[keras.callbacks.Callback]:
+    """Make the callbacks of trackers.
+
+    Raises:
+        DataError: one is unknown, or not installed.
+    """
+    for name in names:
+        if name != "tensorboard":
+            raise DataError(
+                f"tracker {name!r}: the Keras backend has tensorboard; in a loop of your own, give fit its callback"
+            )
+        if importlib.util.find_spec("tensorflow") is None:
+            raise DataError("tracker 'tensorboard': Keras writes it by TensorFlow, which is not installed")
+    return [
+        keras.callbacks.TensorBoard(log_dir=str(Path(folder or ".") / "run"), write_graph=False) for _ in names
+    ]
