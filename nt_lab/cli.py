@@ -53,6 +53,10 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default the best there is.")]
+BackendOption = Annotated[
+    str | None, typer.Option(help="torch or keras; by default the first of them that is installed.")
+]
+EngineOption = Annotated[str | None, typer.Option(help="What Keras computes with: tensorflow, jax or torch.")]
 DataOption = Annotated[str | None, typer.Option(help="digits, a folder, or a dataset's name on the hub.")]
 
 
@@ -114,6 +118,8 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")] = None,
+    backend: BackendOption = None,
+    engine: EngineOption = None,
     device: DeviceOption = None,
     overrides: SetOption = None,
     out: Annotated[
@@ -132,12 +138,17 @@ def train(
     if spec == run.preset and run.plan.epochs is None and run.plan.steps is None:
         run = run.replace(plan=run.plan.replace(epochs=PRESET_EPOCHS))
     console.quiet_libraries()
-    from nt_lab import tables
+    from nt_lab import backends, tables
     from nt_lab import train as lab
     from nt_lab.progress import progress
 
     folder = out or Path("runs") / run.name
-    settings: dict[str, Any] = {"device": device, "trackers": track or (), "overwrite": overwrite}
+    settings: dict[str, Any] = {
+        "backend": backends.choose(backend, engine),
+        "device": device,
+        "trackers": track or (),
+        "overwrite": overwrite,
+    }
     if as_json:
         console.print_json(lab.result(lab.train(run, folder, **settings), folder))
         return
@@ -152,15 +163,22 @@ def train(
 def evaluate(
     run: RunArgument,
     data: DataOption = None,
+    backend: BackendOption = None,
+    engine: EngineOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run on its test split, or on that of another dataset. Nothing is written."""
     console.quiet_libraries()
-    from nt_lab import tables
+    from nt_lab import backends, tables
     from nt_lab import train as lab
 
-    metrics = lab.evaluate(run, data={} if data is None else {"source": data}, device=device)
+    metrics = lab.evaluate(
+        run,
+        data={} if data is None else {"source": data},
+        device=device,
+        backend=backends.choose(backend, engine),
+    )
     figures = metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()}
     if as_json:
         console.print_json({"run": str(run), **figures})

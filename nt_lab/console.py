@@ -45,6 +45,7 @@ def show_error(error: Exception, *, traceback: bool) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' progress bars out of logs; they read this when they are imported."""
+    """Keep other libraries' chatter out of logs; they read this when they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not screen(stderr=True).is_terminal:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

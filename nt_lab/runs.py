@@ -119,7 +119,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's line in a comparison.
 
     Training FLOPs are those of one step × the examples seen, and relative to the single dense network trained
-    on as many examples.
+    on as many examples. The backend is ``torch`` or ``keras/jax``, say; None: the record does not tell.
 
     Args:
         record: what :meth:`RunFolder.record` gives.
@@ -137,6 +137,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     relative = cost["relative_to_single_dense"]
     return {
         "name": record["name"],
+        "backend": _backend(record),
         **{name: metrics[name] for name in ("accuracy", "nll", "ece", "disagreement")},
         "weights_active": cost["weights"]["active"],
         "flops_training": cost["flops"]["training_step"] * record["examples"],
@@ -148,6 +149,10 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
             "flops_inference": relative["flops_inference"],
         },
     }
+
+
+def _backend(record: Mapping[str, Any]) -> str | None:
+    return "/".join(record[key] for key in ("backend", "engine") if record.get(key)) or None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -122,20 +122,26 @@ def totals_table(cost: Cost) -> Table:
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return one line for each run; see :func:`nt_lab.runs.row`."""
+    """Return one line for each run; see :func:`nt_lab.runs.row`.
+
+    Where the runs come from different backends, each names its own below the run's name: a column of its own
+    would leave no room for names on a terminal of 80 columns.
+    """
+    mixed = len({row["backend"] for row in rows}) > 1
     table = _narrow_table(
         caption="×: relative to the single dense network (training FLOPs: trained on as many examples). "
         "ECE: 15 bins. disagr.: prediction disagreement, mean over pairs of members. "
         "seconds: of training."
     )
-    table.add_column("run", overflow="fold")
-    names = ("accuracy", "NLL", "ECE", "disagr.", "active\nweights", "training\nFLOPs", "inference\nFLOPs")
-    for name in (*names, "seconds"):
+    table.add_column("run\nbackend" if mixed else "run", overflow="fold")
+    inference = "infer-\nence\nFLOPs" if mixed else "inference\nFLOPs"
+    names = ("accuracy", "NLL", "ECE", "disagr.", "active\nweights", "training\nFLOPs", inference, "seconds")
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         relative = row["relative"]
         table.add_row(
-            Text(row["name"]),
+            Text(f"{row['name']}\n{row['backend'] or 'unknown'}" if mixed else row["name"]),
             f"{row['accuracy']:.4f}",
             *(f"{row[name]:.4f}" for name in ("nll", "ece", "disagreement")),
             *(

@@ -3,84 +3,28 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import nt_core
 import nt_models
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
-from nt_core.errors import NeuroTrailsError
 from nt_core.metrics import Metrics
 from nt_core.run_spec import RunSpec
 from nt_core.spec import EnsembleSpec
-from nt_core.training import Batches, Data
+from nt_core.training import Data
+from nt_lab.backends import Backend, Trained, choose
 from nt_lab.data import Normalisation, Split, load, load_test
 from nt_lab.runs import RunFolder, plain, row
 
 Report = Callable[[Mapping[str, Any]], None]
 KEPT_EVENTS: Final = ("update", "epoch")
-VERSIONS: Final = ("numpy", "datasets", "torch", "accelerate")
-
-
-class Trained(Protocol):
-    """What a backend's training returns."""
-
-    @property
-    def examples(self) -> int:
-        """Training examples seen."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps taken."""
-
-    @property
-    def seconds(self) -> float:
-        """Time spent on training."""
-
-    @property
-    def metrics(self) -> Metrics | None:
-        """On the test set."""
-
-    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
-        """Return the trained ensemble."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """The verbs of a backend that the laboratory needs; see ``nt_torch`` for their arguments.
-
-    Attributes:
-        name: recorded with every run.
-        train: (spec, training, data, …) → what was trained.
-        load: (folder, device=…) → model.
-        evaluate: (model, data) → metrics.
-    """
-
-    name: str
-    train: Callable[..., Trained]
-    load: Callable[..., Any]
-    evaluate: Callable[[Any, Batches], Metrics]
-
-
-def torch_backend() -> Backend:
-    """Import the PyTorch backend.
-
-    Raises:
-        NeuroTrailsError: PyTorch or accelerate are not installed.
-    """
-    try:
-        from nt_torch.checkpoint import load as load_model
-        from nt_torch.evaluate import evaluate as evaluate_model
-        from nt_torch.train import train as train_model
-    except ModuleNotFoundError as error:
-        raise NeuroTrailsError(
-            f"backend torch: {error.name} is not installed; pip install 'neurotrails[torch]'"
-        ) from None
-    return Backend(name="torch", train=train_model, load=load_model, evaluate=evaluate_model)
+VERSIONS: Final = ("numpy", "datasets")
+"""Packages whose versions are recorded with every run, beside those of its backend."""
 
 
 def train(
@@ -102,7 +46,8 @@ def train(
         trackers: ``"tensorboard"`` say.
         overwrite: whether an earlier run in the folder may be replaced.
         report: receives the backend's records as they come.
-        backend: makes the backend, once everything else is known to be right; None: PyTorch.
+        backend: makes the backend, once everything else is known to be right; None: what
+            :func:`nt_lab.backends.choose` finds.
 
     Returns:
         The record that stands beside the checkpoint; :func:`nt_lab.runs.row` makes a line of a table of it.
@@ -114,9 +59,10 @@ def train(
     target = RunFolder(Path(folder))
     spec = run.ensemble(nt_models.ARCHITECTURES)
     spec.plan.total_steps(steps_per_epoch=1)  # an open-ended plan is an error before any data is loaded
+    make_backend = backend or choose()  # a missing framework is one too
     with target.replacing(overwrite=overwrite) as unfinished:
         split = load(run.data, spec.graph, run.seed)
-        chosen = (backend or torch_backend)()
+        chosen = make_backend()
         unfinished.write_spec(run)
         start: dict[str, Any] = {}
 
@@ -140,9 +86,7 @@ def train(
         )
         saved = trained.checkpoint()
         figures = _figures(spec, saved)
-        record = _record(
-            run, split, trained, figures, {"backend": chosen.name, "device": start.get("device")}
-        )
+        record = _record(run, split, trained, figures, _where(chosen, start))
         unfinished.save(replace(saved, record=record))
     return record
 
@@ -160,14 +104,15 @@ def evaluate(
         folder: of the run.
         data: fields of :class:`nt_core.training.Data` that shall differ, ``{"source": …}`` say.
         device: for the backend; None: what it finds.
-        backend: makes the backend; None: PyTorch.
+        backend: makes the backend, which need not be the one that trained the run; None: what
+            :func:`nt_lab.backends.choose` finds.
 
     Raises:
         CheckpointError: no run is there, or it is damaged.
         DataError: the data does not fit.
     """
     record = RunFolder(Path(folder)).record()
-    chosen = (backend or torch_backend)()
+    chosen = (backend or choose())()
     model = chosen.load(folder, device=device)
     settings = Data(**{**record["run"]["data"], **(data or {})})
     test = load_test(settings, model.spec.graph, Normalisation(**record["data"]["normalisation"]))
@@ -204,25 +149,37 @@ def _record(
             "train_examples": len(split.train),
             "test_examples": len(split.test),
         },
-        "versions": versions(),
         **where,
     }
     return dict(plain(record))
 
 
-def versions() -> dict[str, str]:
+def _where(backend: Backend, start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what computed a run."""
+    engine = {} if backend.engine is None else {"engine": backend.engine}
+    return {
+        "backend": backend.name,
+        **engine,
+        "device": start.get("device"),
+        "versions": versions(backend.packages),
+    }
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     """Return the versions of what computed a result.
+
+    Args:
+        packages: those of the backend; one that was not imported computed nothing and is left out.
 
     Example:
         >>> versions()["neurotrails"] == nt_core.__version__
         True
     """
     found = {"neurotrails": nt_core.__version__, "python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    for name in (*VERSIONS, *packages):
+        version = getattr(sys.modules.get(name), "__version__", None)  # tensorflow has several distributions
+        if version is not None:
+            found[name] = str(version)
     return found
 
 

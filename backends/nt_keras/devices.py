@@ -28,7 +28,8 @@ def on_device(name: str | None) -> Iterator[None]:
     kind, _, number = name.replace("cuda", "gpu").partition(":")
     if f"{kind}:{number or 0}" not in list_devices():
         raise DataError(f"device {name!r}: {ENGINE} finds {', '.join(list_devices())}; leave the device out")
-    with keras.device(f"{kind}:{number or 0}"):
+    # Moved to "cpu:0", what was a parameter of PyTorch is none any longer.
+    with keras.device("cpu" if (ENGINE, kind) == ("torch", "cpu") else f"{kind}:{number or 0}"):
         yield
 
 

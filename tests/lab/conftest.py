@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -17,7 +20,7 @@ from PIL import Image
 from nt_core import EnsembleSpec, initial_masks, initial_values
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.metrics import Metrics
-from nt_lab.train import Backend
+from nt_lab.backends import BACKENDS, ENGINE_VARIABLE, Backend
 
 hypothesis.settings.register_profile("lab", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("lab")
@@ -77,19 +80,41 @@ def fake_train(spec: EnsembleSpec, training: Any, data: Any, **options: Any) -> 
     return FakeTrained(spec=spec, examples=seen, steps=total, metrics=metrics)
 
 
+VERBS: dict[str, Callable[..., Any]] = {
+    "train": fake_train,
+    "load": lambda folder, device: load_checkpoint(folder),
+    "evaluate": lambda model, data: measure(model.spec, data),
+}
+
+
 def make_fake_backend() -> Backend:
-    return Backend(
-        name="fake",
-        train=fake_train,
-        load=lambda folder, device: load_checkpoint(folder),
-        evaluate=lambda model, data: measure(model.spec, data),
-    )
+    return Backend(name="fake", train=VERBS["train"], load=VERBS["load"], evaluate=VERBS["evaluate"])
 
 
 @pytest.fixture
-def fake_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Backend]:
-    """Put the fake in PyTorch's place."""
-    monkeypatch.setattr("nt_lab.train.torch_backend", make_fake_backend)
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make exactly these frameworks look installed, and the fake be every backend; Keras is not imported."""
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.setenv(ENGINE_VARIABLE, "")  # set first, so that what the code under test sets is undone
+    for name in BACKENDS:
+        for file, verb in (("train", "train"), ("checkpoint", "load"), ("evaluate", "evaluate")):
+            monkeypatch.setitem(sys.modules, f"nt_{name}.{file}", SimpleNamespace(**{verb: VERBS[verb]}))
+
+    def install(*packages: str) -> None:
+        there = {*packages, *(f"nt_{name}" for name in BACKENDS)}
+
+        def find_spec(package: str) -> ModuleSpec | None:
+            return ModuleSpec(package, None, origin="here") if package in there else None
+
+        monkeypatch.setattr("nt_lab.backends.find_spec", find_spec)
+
+    return install
+
+
+@pytest.fixture
+def fake_backend(install: Callable[..., None]) -> Callable[[], Backend]:
+    """Put the fake in the place of every backend, on every engine."""
+    install("torch", "accelerate", "keras", "tensorflow", "jax")
     return make_fake_backend
 
 

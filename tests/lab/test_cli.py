@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 import nt_core
 from nt_core import PRESETS
+from nt_lab.backends import Backend
 from nt_lab.cli import app
-from nt_lab.train import Backend
 
 Make = Callable[[], Backend]
 FAST = ["--set", "graph.width=1", "--epochs", "1"]
@@ -167,6 +167,7 @@ def test_train_evaluate_compare(tmp_path: Path, fake_backend: Make) -> None:
     assert [row["name"] for row in rows] == list(names)
     assert list(rows[0]) == [
         "name",
+        "backend",
         "accuracy",
         "nll",
         "ece",

@@ -13,8 +13,8 @@ from nt_core import CheckpointError, NeuroTrailsError, RunSpec, SpecError, read_
 from nt_core.checkpoint import load_checkpoint
 from nt_core.cost import cost
 from nt_lab import train as lab
+from nt_lab.backends import BACKENDS, Backend, choose
 from nt_lab.runs import RunFolder, row
-from nt_lab.train import Backend
 
 Make = Callable[[], Backend]
 SMALL = ["graph.width=1", "plan.epochs=2", "training.batch_size=100", "name=small"]
@@ -134,23 +134,25 @@ def test_a_damaged_run_is_an_error(tmp_path: Path, fake_backend: Make) -> None:
         lab.evaluate(tmp_path, backend=fake_backend)
 
 
-def test_a_missing_framework_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "nt_torch.checkpoint", None)
-    with pytest.raises(NeuroTrailsError, match=r"pip install 'neurotrails\[torch\]'"):
-        lab.torch_backend()
-
-
-def test_pytorch_end_to_end(tmp_path: Path) -> None:
-    pytest.importorskip("torch").set_num_threads(1)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras on TensorFlow
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_end_to_end(tmp_path: Path, name: str) -> None:
+    try:
+        backend = choose(name)
+    except NeuroTrailsError as error:
+        pytest.skip(str(error))
+    if name == "torch":
+        pytest.importorskip("torch").set_num_threads(1)
     run = small("plan={kind: one_run, steps: 4}", "topology.interval=2", "training.batch_size=16")
-    record = lab.train(run, tmp_path, device="cpu")
+    record = lab.train(run, tmp_path, device="cpu", backend=backend)
     events = [entry["event"] for entry in RunFolder(tmp_path).history()]
     assert events.count("update") == 1  # the drop fraction is 0 at the last step
-    metrics = lab.evaluate(tmp_path, device="cpu")
+    metrics = lab.evaluate(tmp_path, device="cpu", backend=backend)
     assert metrics.to_dict()["accuracy"] == record["metrics"]["accuracy"]
     np.testing.assert_allclose(metrics.nll, record["metrics"]["nll"], rtol=1e-5)
     masks = load_checkpoint(tmp_path).masks
     assert sum(mask.count for mask in masks.values()) == record["cost"]["weights"]["active"]
+    assert set(BACKENDS[name].packages) <= set(record["versions"])
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
