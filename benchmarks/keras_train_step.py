@@ -1,9 +1,9 @@
 """What a training step of the masked model costs in Keras, against the same dense network written by hand.
 
-Both are the multi-head network of NeuroTrails (M = 3); *dense by hand* is plain Keras, as somebody would write
-it without this library, with the same optimiser. *Masked* is compiled from a spec (S = 0.8, gradient growth)
-and trained with ``nt_keras.sparse`` and ``nt_keras.TopologyUpdate`` at ΔT = 100. Both run ``model.fit`` for ten
-steps in turn, in one process; one of ten such runs holds an update, and all ten are averaged. Run as
+Both are the multi-head network of NeuroTrails (M = 3); *dense by hand* is plain Keras, as somebody would
+write it without this library, with the same optimiser. *Masked* is compiled from a spec (S = 0.8, gradient
+growth) and trained with ``nt_keras.sparse`` and ``nt_keras.TopologyUpdate`` at ΔT = 100. Both run ``model.fit``
+for ten steps in turn, in one process; one of ten such runs holds an update, and all ten are averaged. Run as
 ``KERAS_BACKEND=jax python benchmarks/keras_train_step.py --quick``.
 """
 
@@ -96,9 +96,7 @@ def measure(
     )
     dense, masked = by_hand(), nt_keras.compile(spec)
     dense.compile(optimizer=make(), loss=hand_written_loss, jit_compile=jit)
-    masked.compile(
-        optimizer=nt_keras.sparse(make(), masked), loss=nt_keras.ensemble_loss(), jit_compile=jit
-    )
+    masked.compile(optimizer=nt_keras.sparse(make(), masked), loss=nt_keras.ensemble_loss(), jit_compile=jit)
     rng = np.random.default_rng(0)
     updates: list[Any] = []
     callback = nt_keras.TopologyUpdate(10**6, report=updates.append)
@@ -151,13 +149,18 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="only the two small networks")
-    parser.add_argument("--rounds", type=int, default=40, help="pairs of fits for each case; ten hold an update")
+    parser.add_argument(
+        "--rounds", type=int, default=40, help="pairs of fits for each case; ten hold an update"
+    )
     parser.add_argument("--jit", action="store_true", help="jit_compile=True; otherwise Keras decides")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     arguments = parser.parse_args()
     engine = keras.backend.backend()
     keras.utils.set_random_seed(0)
-    about = machine("keras", PACKAGES[engine], "numpy") | {"engine": engine, "jit": str(arguments.jit or "auto")}
+    about = machine("keras", PACKAGES[engine], "numpy") | {
+        "engine": engine,
+        "jit": str(arguments.jit or "auto"),
+    }
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     results = []
     for name, network in cases(arguments.quick).items():

@@ -189,7 +189,9 @@ def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
     """
     if not isinstance(topology, Dynamic | GradualPruning):
         return None
-    return next((later for later in range(step + 1, total_steps + 1) if topology.due(later, total_steps)), None)
+    return next(
+        (later for later in range(step + 1, total_steps + 1) if topology.due(later, total_steps)), None
+    )
 
 
 def reads_gradient(topology: AnyTopology, policy: Policy | None = None) -> bool:

@@ -31,7 +31,11 @@ class RecipeRate(keras.optimizers.schedules.LearningRateSchedule):  # type: igno
     """
 
     def __init__(
-        self, lr: float, schedule: recipes.LearningRate | dict[str, Any], total_steps: int, accumulation: int = 1
+        self,
+        lr: float,
+        schedule: recipes.LearningRate | dict[str, Any],
+        total_steps: int,
+        accumulation: int = 1,
     ) -> None:
         self.lr, self.total_steps, self.accumulation = lr, total_steps, accumulation
         self.schedule = recipes.LearningRate(**schedule) if isinstance(schedule, dict) else schedule

@@ -127,8 +127,8 @@ def train(
 class _Schedule:
     """How a dataset is cut into epochs, steps and micro-batches.
 
-    Keras counts ``accumulation`` calls for each optimiser step, whatever their sizes. So a call's examples are
-    weighted by their share of the step, and a last, shorter step is filled up with calls of weight 0.
+    Keras counts ``accumulation`` calls for each optimiser step, whatever their sizes. So a call's examples
+    are weighted by their share of the step, and a last, shorter step is filled up with calls of weight 0.
     """
 
     examples: int
@@ -165,7 +165,9 @@ class _Schedule:
             batches = data.epoch(number, self.batch_size // self.accumulation)
             yield from self._weighted(batches) if self.accumulation > 1 else _in_keras(batches)
 
-    def _weighted(self, batches: Iterator[tuple[NDArray[Any], NDArray[Any]]]) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _weighted(
+        self, batches: Iterator[tuple[NDArray[Any], NDArray[Any]]]
+    ) -> Iterator[tuple[NDArray[Any], ...]]:
         seen = 0
         for calls, (inputs, labels) in enumerate(_in_keras(batches), start=1):
             in_step = min(self.batch_size, self.examples - seen // self.batch_size * self.batch_size)
@@ -234,7 +236,9 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         self.seconds += time.perf_counter() - self.began
         lr = self.training.optimizer.lr
         lr *= self.training.learning_rate.at(self.steps - 1, self.schedule.total_steps)
-        expect_finite_loss(logs["example_loss"], epoch=epoch + 1, step=self.steps, lr=self.training.optimizer.lr)
+        expect_finite_loss(
+            logs["example_loss"], epoch=epoch + 1, step=self.steps, lr=self.training.optimizer.lr
+        )
         record = {
             "epoch": epoch + 1,
             "step": self.steps,
@@ -264,10 +268,12 @@ def _trackers(names: Sequence[str], folder: str | Path | None) -> list[keras.cal
     for name in names:
         if name != "tensorboard":
             raise DataError(
-                f"tracker {name!r}: the Keras backend has tensorboard; in a loop of your own, give fit its callback"
+                f"tracker {name!r}: the Keras backend has tensorboard; "
+                "for others give fit their own callbacks in a script of your own"
             )
         if importlib.util.find_spec("tensorflow") is None:
             raise DataError("tracker 'tensorboard': Keras writes it by TensorFlow, which is not installed")
     return [
-        keras.callbacks.TensorBoard(log_dir=str(Path(folder or ".") / "run"), write_graph=False) for _ in names
+        keras.callbacks.TensorBoard(log_dir=str(Path(folder or ".") / "run"), write_graph=False)
+        for _ in names
     ]

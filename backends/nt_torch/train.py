@@ -154,9 +154,7 @@ class _Run:
             if self.topology.steps >= self.topology.total_steps:
                 break
         mean = float(torch.stack(losses).double().sum()) / seen
-        expect_finite_loss(
-            mean, epoch=number, step=self.topology.steps, lr=self.training.optimizer.lr
-        )
+        expect_finite_loss(mean, epoch=number, step=self.topology.steps, lr=self.training.optimizer.lr)
         return mean, seen
 
     def _share(self, seen: int, count: int) -> float:

@@ -227,7 +227,9 @@ def compute(backend: str, task: str, folder: Path) -> Arrays:
     """Compute one task: ``start``, or ``run``, or ``predict``."""
     if task == "start":
         start: Callable[[EnsembleSpec], Arrays] = globals()[f"start_of_{backend}"]
-        return {f"{name}: {key}": array for name, spec in STARTS.items() for key, array in start(spec).items()}
+        return {
+            f"{name}: {key}": array for name, spec in STARTS.items() for key, array in start(spec).items()
+        }
     results = {}
     for name, spec in RUNS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
