@@ -271,8 +271,11 @@ def _trackers(names: Sequence[str], folder: str | Path | None) -> list[keras.cal
                 f"tracker {name!r}: the Keras backend has tensorboard; "
                 "for others give fit their own callbacks in a script of your own"
             )
-        if importlib.util.find_spec("tensorflow") is None:
-            raise DataError("tracker 'tensorboard': Keras writes it by TensorFlow, which is not installed")
+        missing = [each for each in ("tensorboard", "tensorflow") if importlib.util.find_spec(each) is None]
+        if missing:
+            raise DataError(
+                f"tracker 'tensorboard': {' and '.join(missing)} must be installed for Keras' callback"
+            )
     return [
         keras.callbacks.TensorBoard(log_dir=str(Path(folder or ".") / "run"), write_graph=False)
         for _ in names
