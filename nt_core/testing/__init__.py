@@ -15,7 +15,7 @@ from nt_core.testing.conformance import (
     check_running_statistics,
     check_step,
 )
-from nt_core.testing.data import random_input, random_masks, random_values
+from nt_core.testing.data import Blobs, random_input, random_masks, random_values
 from nt_core.testing.numpy_backend import NumpyBackend
 from nt_core.testing.updates import check_update, update_cases
 
@@ -23,6 +23,7 @@ __all__ = [
     "CHECKS",
     "TOLERANCES",
     "Backend",
+    "Blobs",
     "Case",
     "NumpyBackend",
     "check_dropout",

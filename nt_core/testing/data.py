@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from nt_core.graph import BlockGraph, Tokens
 from nt_core.mask import Mask
@@ -86,3 +88,35 @@ def _draw(weight: Weight, draw: np.random.Generator, ties: bool) -> Array:
     if weight.role == "kernel":
         return np.asarray(draw.normal(size=weight.shape) / math.sqrt(math.prod(weight.shape[1:])))
     return np.asarray(signs * draw.uniform(0.2, 1.5, weight.shape))
+
+
+class Blobs:
+    """Three classes of six features that a small network tells apart; a :class:`nt_core.training.Batches`.
+
+    Args:
+        size: number of examples.
+        shuffle: whether each epoch has an order of its own, as training sets do.
+
+    Example:
+        >>> [len(labels) for _, labels in Blobs(50).epoch(1, batch_size=20)]
+        [20, 20, 10]
+    """
+
+    def __init__(self, size: int = 90, shuffle: bool = True) -> None:
+        rng = np.random.default_rng(0)
+        self.labels = rng.integers(0, 3, size)
+        self.inputs = rng.standard_normal((size, 6)).astype(np.float32)
+        self.inputs[np.arange(size), self.labels] += 3
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Yield (inputs (B, 6), labels (B,)); the last batch may be smaller."""
+        order = np.arange(len(self))
+        if self.shuffle:
+            order = np.random.default_rng(number).permutation(order)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            yield self.inputs[part], self.labels[part]

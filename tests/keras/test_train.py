@@ -20,39 +20,18 @@ from nt_core import (
     TopologyError,
 )
 from nt_core.checkpoint import load_checkpoint, save_checkpoint
+from nt_core.testing import Blobs
 from nt_core.training import SGD, Adam, AdamW, LearningRate, Training
 from nt_keras.optimizers import RecipeRate, make_optimizer
 
 GRAPH = nt_models.mlp(inputs=6, hidden=(16, 16), classes=3)
 
 
-class Toy:
-    """Three classes that a small network tells apart."""
-
-    def __init__(self, size=90, shuffle=True):
-        rng = np.random.default_rng(0)
-        self.labels = rng.integers(0, 3, size)
-        self.inputs = rng.standard_normal((size, 6)).astype(np.float32)
-        self.inputs[np.arange(size), self.labels % 6] += 3
-        self.shuffle = shuffle
-
-    def __len__(self):
-        return len(self.labels)
-
-    def epoch(self, number, batch_size):
-        order = np.arange(len(self))
-        if self.shuffle:
-            order = np.random.default_rng(number).permutation(order)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            yield self.inputs[part], self.labels[part]
-
-
 def train(spec, *, epochs=4, training=None, report=lambda _: None, seed=0, **options):
     spec = spec.replace(plan=OneRun(epochs=epochs))
     training = training or Training(batch_size=30, optimizer=SGD(lr=0.05))
     return nt_keras.train(
-        spec, training, Toy(), seed=seed, test=Toy(60, shuffle=False), report=report, **options
+        spec, training, Blobs(), seed=seed, test=Blobs(60, shuffle=False), report=report, **options
     )
 
 
@@ -85,7 +64,7 @@ def test_every_preset_trains_saves_and_loads(preset, tmp_path):
     assert ("update" in events) == (spec.topology.kind in {"dynamic", "gradual_pruning"})
     save_checkpoint(tmp_path, nt_keras.checkpoint(trained.model, {"seed": 0}))
     loaded = nt_keras.load(tmp_path)
-    x = Toy(20).inputs
+    x = Blobs(20).inputs
     np.testing.assert_array_equal(nt_keras.predict(loaded, x), nt_keras.predict(trained.model, x))
     active = sum(mask.count for mask in load_checkpoint(tmp_path).masks.values())
     assert active == (sum(spec.counts.values()) if spec.topology.kind != "dense" else 0)
@@ -190,7 +169,7 @@ def test_the_optimizers_of_recipes_go_through_keras_serialization(optimizer):
 
 def test_a_plan_in_steps_stops_there():
     trained = nt_keras.train(
-        short("neurotrails").replace(plan=OneRun(steps=7)), Training(batch_size=30), Toy()
+        short("neurotrails").replace(plan=OneRun(steps=7)), Training(batch_size=30), Blobs()
     )
     assert trained.steps == 7
     assert trained.examples == 210
@@ -204,14 +183,14 @@ def test_a_loss_that_is_not_finite_says_what_to_do():
 def test_nothing_to_train_on():
     spec = short("single").replace(plan=OneRun(epochs=1))
     with pytest.raises(DataError, match="at least one training example"):
-        nt_keras.train(spec, Training(), Toy(0))
+        nt_keras.train(spec, Training(), Blobs(0))
 
 
 @pytest.mark.parametrize("device", ["gpu:77", "cuda:77", "xla", "cpu:x"])
 def test_a_device_that_is_not_there(device, tmp_path):
     spec = short("single").replace(plan=OneRun(epochs=1))
     with pytest.raises(DataError, match=f"device '{device}'.*leave the device out"):
-        nt_keras.train(spec, Training(), Toy(), device=device)
+        nt_keras.train(spec, Training(), Blobs(), device=device)
     save_checkpoint(tmp_path, nt_keras.checkpoint(nt_keras.compile(spec)))
     with pytest.raises(DataError, match=f"device '{device}'.*leave the device out"):
         nt_keras.load(tmp_path, device=device)
@@ -235,7 +214,7 @@ def test_a_tracker_writes(tmp_path):
 def test_evaluation_leaves_weights_alone():
     model = nt_keras.compile(PRESETS["treenet"](nt_models.mlp(inputs=6, hidden=(8,), classes=3, norm=True)))
     before = values(model)
-    metrics = nt_keras.evaluate(model, Toy(50, shuffle=False), batch_size=7)
+    metrics = nt_keras.evaluate(model, Blobs(50, shuffle=False), batch_size=7)
     assert metrics.count == 50
     assert all(np.array_equal(before[key], value) for key, value in values(model).items())
 

@@ -22,39 +22,25 @@ from nt_core import (
     TopologyError,
 )
 from nt_core.checkpoint import load_checkpoint, save_checkpoint
+from nt_core.testing import Blobs
 from nt_core.training import SGD, Adam, AdamW, LearningRate, Training
 from nt_torch.compile import as_numpy
 
 GRAPH = nt_models.mlp(inputs=6, hidden=(16, 16), classes=3)
 
 
-class Toy:
-    """Three classes that a small network tells apart."""
-
-    def __init__(self, size=90, shuffle=True, classes=3):
-        rng = np.random.default_rng(0)
-        self.labels = rng.integers(0, classes, size)
-        self.inputs = rng.standard_normal((size, 6)).astype(np.float32)
-        self.inputs[np.arange(size), self.labels % 6] += 3
-        self.shuffle = shuffle
-
-    def __len__(self):
-        return len(self.labels)
-
-    def epoch(self, number, batch_size):
-        order = np.arange(len(self))
-        if self.shuffle:
-            order = np.random.default_rng(number).permutation(order)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            yield self.inputs[part], self.labels[part]
-
-
 def train(spec, *, epochs=4, training=None, report=lambda _: None, seed=0, **options):
     spec = spec.replace(plan=OneRun(epochs=epochs))
     training = training or Training(batch_size=30, optimizer=SGD(lr=0.05))
     return nt_torch.train(
-        spec, training, Toy(), seed=seed, test=Toy(60, shuffle=False), device="cpu", report=report, **options
+        spec,
+        training,
+        Blobs(),
+        seed=seed,
+        test=Blobs(60, shuffle=False),
+        device="cpu",
+        report=report,
+        **options,
     )
 
 
@@ -83,7 +69,7 @@ def test_every_preset_trains_saves_and_loads(preset, tmp_path):
     assert ("update" in events) == (spec.topology.kind in {"dynamic", "gradual_pruning"})
     save_checkpoint(tmp_path, trained.checkpoint({"seed": 0}))
     loaded = nt_torch.load(tmp_path)
-    x = Toy(20).inputs
+    x = Blobs(20).inputs
     np.testing.assert_array_equal(nt_torch.predict(loaded, x), nt_torch.predict(trained.model, x))
     active = sum(mask.count for mask in load_checkpoint(tmp_path).masks.values())
     assert active == (sum(spec.counts.values()) if spec.topology.kind != "dense" else 0)
@@ -92,7 +78,7 @@ def test_every_preset_trains_saves_and_loads(preset, tmp_path):
 def test_a_loaded_network_of_convolutions_gives_the_same_bits(tmp_path):
     graph = nt_models.wide_resnet(depth=10, width=1, classes=3, size=8, channels=1)
 
-    class Images(Toy):
+    class Images(Blobs):
         def epoch(self, number, batch_size):
             for inputs, labels in super().epoch(number, batch_size):
                 yield np.resize(inputs, (len(inputs), 1, 8, 8)), labels
@@ -217,7 +203,7 @@ def test_the_learning_rate_follows_its_schedule():
 
 def test_a_plan_in_steps_stops_there():
     trained = nt_torch.train(
-        short("neurotrails").replace(plan=OneRun(steps=7)), Training(batch_size=30), Toy(), device="cpu"
+        short("neurotrails").replace(plan=OneRun(steps=7)), Training(batch_size=30), Blobs(), device="cpu"
     )
     assert trained.steps == 7
     assert trained.examples == 210
@@ -231,14 +217,14 @@ def test_a_loss_that_is_not_finite_says_what_to_do():
 def test_nothing_to_train_on():
     spec = short("single").replace(plan=OneRun(epochs=1))
     with pytest.raises(DataError, match="at least one training example"):
-        nt_torch.train(spec, Training(), Toy(0), device="cpu")
+        nt_torch.train(spec, Training(), Blobs(0), device="cpu")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "xla", "meta"])
 def test_a_device_that_is_not_there(device, tmp_path):
     spec = short("single").replace(plan=OneRun(epochs=1))
     with pytest.raises(DataError, match=f"device '{device}'.*use cpu"):
-        nt_torch.train(spec, Training(), Toy(), device=device)
+        nt_torch.train(spec, Training(), Blobs(), device=device)
     save_checkpoint(tmp_path, nt_torch.checkpoint(nt_torch.compile(spec)))
     with pytest.raises(DataError, match=f"device '{device}'.*use cpu"):
         nt_torch.load(tmp_path, device=device)
@@ -257,7 +243,7 @@ def test_a_tracker_writes(tmp_path):
 def test_evaluation_leaves_the_mode_and_weights_alone():
     model = nt_torch.compile(PRESETS["treenet"](nt_models.mlp(inputs=6, hidden=(8,), classes=3, norm=True)))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    metrics = nt_torch.evaluate(model, Toy(50, shuffle=False), batch_size=7)
+    metrics = nt_torch.evaluate(model, Blobs(50, shuffle=False), batch_size=7)
     assert metrics.count == 50
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -296,7 +282,7 @@ def test_masked_models_go_through_state_dict_deepcopy_and_torch_compile():
     import copy
 
     model = nt_torch.compile(short("neurotrails"), seed=1).eval()
-    x = torch.from_numpy(Toy(4).inputs)
+    x = torch.from_numpy(Blobs(4).inputs)
     wanted = model(x)
     other = nt_torch.compile(short("neurotrails"), seed=2).eval()
     other.load_state_dict(model.state_dict())
