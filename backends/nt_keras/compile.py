@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -12,32 +11,19 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import DataError, EnsembleSpec, GraphError, Random, initial_masks, initial_values
+from nt_core import DataError, EnsembleSpec, initial_masks, initial_values
 from nt_core.errors import TopologyError
-from nt_core.graph import INPUT, Tokens
+from nt_core.graph import Tokens
 from nt_core.mask import Mask
-from nt_core.structure import Part
 from nt_keras import engine
 from nt_keras.layers import register
-from nt_keras.layouts import IMAGE, example_shape, kernel_axes, to_canonical, to_keras
-from nt_keras.lowering import LOWERINGS, Lowered, Settings
-from nt_keras.sparse import clear, find_sparse
-from nt_keras.topology import expect_one_topology_update
+from nt_keras.layouts import IMAGE, example_shape, to_canonical, to_keras
+from nt_keras.losses import EnsembleLoss, expect_classes
+from nt_keras.sparse import Sparse, clear, find_sparse, unscaled
+from nt_keras.topology import arrange
+from nt_keras.writer import Writer
 
 HALF = ("float16", "bfloat16")
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a weight of the spec lives: a layer's attribute, and its axes there."""
-
-    layer: keras.layers.Layer
-    attribute: str
-    axes: tuple[int, ...] | None
-
-    @property
-    def variable(self) -> keras.Variable:
-        return getattr(self.layer, self.attribute)
 
 
 @register
@@ -66,17 +52,26 @@ class Ensemble(keras.Model):  # type: ignore[misc]
         inputs = keras.Input(
             example_shape(spec.graph.input.shape), dtype="int32" if is_tokens else policy.compute_dtype
         )
-        writer = _Writer(spec, seed, policy)
+        writer = Writer(spec, seed, policy)
         logits = keras.ops.stack(writer.write(inputs), axis=1)
         if policy.compute_dtype in HALF:
             logits = keras.ops.cast(logits, "float32")
         super().__init__(inputs=inputs, outputs=logits, name=name)
-        self.spec = spec
-        self._seed, self._policy = seed, policy
+        self.dtype_policy = policy  # by which Keras knows that a loss needs scaling
+        self.spec, self._seed = spec, seed
         self._places = MappingProxyType(writer.places)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute every member's logits. (B, *input shape) → (B, M, *output shape)."""
+        self._expect_input(inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute the same where JAX keeps the variables' values."""
+        self._expect_input(inputs)
+        return super().call(inputs, *args, **kwargs)
+
+    def _expect_input(self, inputs: Any) -> None:
         expected = example_shape(self.spec.graph.input.shape)
         found = tuple(getattr(inputs, "shape", expected))
         if found[-len(expected) :] != expected or len(found) != len(expected) + 1:
@@ -84,7 +79,6 @@ class Ensemble(keras.Model):  # type: ignore[misc]
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {found}"
                 + ("; images are (batch, height, width, channels) in Keras" if len(expected) == IMAGE else "")
             )
-        return super().__call__(inputs, *args, **kwargs)
 
     def variable(self, name: str) -> keras.Variable:
         """Return the variable behind a weight's full name; kernels in Keras' layout."""
@@ -130,28 +124,96 @@ class Ensemble(keras.Model):  # type: ignore[misc]
                 "not dense"
             )
         place.variable.mask.assign(to_keras(mask.dense(), place.axes))
-        place.variable.assign(clear(place.variable.value, place.variable.mask.value))
+        self._follow_masks([place.variable])
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all variables, as ``keras.Model.set_weights``: masks too; the optimiser follows them."""
+        super().set_weights(weights)
+        self._follow_masks()
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load all variables, as ``keras.Model.load_weights``: masks too; the optimiser follows them."""
+        super().load_weights(*args, **kwargs)
+        self._follow_masks()
+
+    def _follow_masks(self, kernels: Sequence[Any] | None = None) -> None:
+        """Set inactive elements to zero, in kernels and in the optimiser's variables."""
+        kernels = [self.variable(name) for name in self.masked] if kernels is None else kernels
+        if not kernels:
+            return
+        with engine.scope_of(kernels[0]):
+            engine.assign(clear, kernels, [kernel.mask for kernel in kernels])
+        optimizer = unscaled(getattr(self, "optimizer", None))
+        if isinstance(optimizer, Sparse) and optimizer.built:
+            optimizer.follow([kernel for kernel in kernels if optimizer.knows(kernel)])
+
+    def build_optimizer(self) -> None:
+        """Make the optimiser's variables, if it has none yet.
+
+        Raises:
+            TopologyError: the model has masks, and the optimiser was not wrapped by ``nt_keras.sparse``, or
+                is another model's.
+        """
+        if self.masked:
+            find_sparse(self.optimizer)
+        if not self.optimizer.built and self.trainable_variables:
+            with engine.scope_of(self.trainable_variables[0]):
+                self.optimizer.build(self.trainable_variables)
+        if self.masked:
+            find_sparse(self.optimizer).expect_known(self.trainable_variables)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Train, as ``keras.Model.fit``.
 
         Raises:
+            DataError: inputs have another shape, or a class number is not one of the model's.
             TopologyError: the optimiser was not wrapped by ``nt_keras.sparse``, or two
                 ``nt_keras.TopologyUpdate`` callbacks are given. None, where the spec's topology changes, is a
                 warning.
         """
-        expect_one_topology_update(self, args, kwargs)
-        return super().fit(*args, **kwargs)
+        if self.masked and self.compiled:
+            find_sparse(self.optimizer)
+            self._follow_masks()
+        call = self._checked(super().fit, args, kwargs)
+        call.arguments["callbacks"] = arrange(self, call.arguments.get("callbacks"))
+        return super().fit(*call.args, **call.kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, as ``keras.Model.evaluate``."""
+        self._checked(super().evaluate, args, kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute logits, as ``keras.Model.predict``."""
+        self._checked(super().predict, args, kwargs)  # before JAX takes the variables' values, to lose them
+        return super().predict(*args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one step, as ``keras.Model.train_on_batch``."""
+        self._checked(super().train_on_batch, args, kwargs)
+        return super().train_on_batch(*args, **kwargs)
+
+    def _checked(
+        self, method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> inspect.BoundArguments:
+        """Return a call's arguments, once arrays among them are known to fit."""
+        call = inspect.signature(method).bind(*args, **kwargs)
+        inputs, targets = (call.arguments.get(name) for name in ("x", "y"))
+        if isinstance(inputs, np.ndarray):
+            self._expect_input(inputs)
+        if isinstance(targets, np.ndarray) and isinstance(getattr(self, "loss", None), EnsembleLoss):
+            expect_classes(targets, self.output_shape[-1])
+        return call
 
     def make_train_function(self, force: bool = False) -> Callable[..., Any]:
         """Make the function that trains one step, once the optimiser is known to keep to the masks."""
-        if self.masked and self.optimizer is not None:
-            find_sparse(self.optimizer).follow(self.trainable_variables)
+        if self.masked:
+            self.build_optimizer()
         return super().make_train_function(force)
 
     def get_config(self) -> dict[str, Any]:
         """Return what :meth:`from_config` needs: the spec, spelled out."""
-        policy = keras.dtype_policies.serialize(self._policy)
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
         return {"name": self.name, "spec": self.spec.to_dict(), "seed": self._seed, "dtype": policy}
 
     @classmethod
@@ -160,58 +222,6 @@ class Ensemble(keras.Model):  # type: ignore[misc]
         policy = keras.dtype_policies.deserialize(config["dtype"])
         spec = EnsembleSpec.from_dict(config["spec"])
         return cls(spec, seed=config["seed"], dtype=policy, name=config["name"])
-
-
-class _Writer:
-    """Writes a spec's ops as layers, remembering where each weight went."""
-
-    def __init__(self, spec: EnsembleSpec, seed: int, policy: Any) -> None:
-        self.spec, self.random, self.policy = spec, Random(seed), policy
-        self.places: dict[str, _Place] = {}
-        self.names: set[str] = set()
-        self.masked = spec.topology.kind != "dense"
-
-    def write(self, inputs: Any) -> list[Any]:
-        """Return every head's output."""
-        layout = self.spec.layout
-        values = {INPUT: inputs}
-        if layout.backbone is not None:
-            values = self.part(layout.backbone, values)
-        output = self.spec.graph.output
-        return [self.part(head, values)[output] for head in layout.heads]
-
-    def part(self, part: Part, values: Mapping[str, Any]) -> dict[str, Any]:
-        values = dict(values)
-        shapes = self.spec.layout.graph.shapes
-        for block in part.blocks:
-            for node in block.nodes:
-                full = f"{part.name}/{block.name}/{node.name}"
-                lowering = LOWERINGS[type(node.op)]
-                lowered = lowering(node.op, [shapes[ref] for ref in node.inputs], self.settings(full))
-                values[f"{block.name}/{node.name}"] = lowered.compute(*[values[ref] for ref in node.inputs])
-                self.remember(full, node.op, lowered)
-        return values
-
-    def settings(self, full: str) -> Settings:
-        seed = self.random.at(weight=full, purpose="dropout").key[0]
-        return Settings(name=self.layer_name(full), dtype=self.policy, masked=self.masked, seed=seed)
-
-    def layer_name(self, full: str) -> str:
-        """Name a layer: no engine takes slashes, PyTorch no dots, TensorFlow few other signs."""
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", full.replace("/", "-"))
-        if name in self.names:
-            raise GraphError(
-                f"op {full!r}: Keras names it {name!r}, which is taken; rename the block or the op: a dot "
-                "and an underscore are the same there, and so are a slash and a dash"
-            )
-        self.names.add(name)
-        return name
-
-    def remember(self, full: str, op: Any, lowered: Lowered) -> None:
-        for weight, attribute in lowered.variables.items():
-            assert lowered.layer is not None
-            place = _Place(lowered.layer, attribute, kernel_axes(op, weight))
-            self.places[f"{full}.{weight}"] = place
 
 
 def compile(  # noqa: A001

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 ENGINE: str = keras.backend.backend()
 """Fixed when Keras is first imported."""
 
-Change = Callable[..., Any]
-"""(a variable's value, arguments…) → its new value."""
+Action = Callable[..., None]
+"""Assigns to variables."""
 
 
 def to_numpy(variable: Any) -> NDArray[Any]:
@@ -32,128 +32,123 @@ def replicas(variable: Any) -> list[NDArray[Any]]:
     return [to_numpy(variable)]
 
 
+def strategy_of(variable: Any) -> Any:
+    """Return the distribution strategy in whose scope a variable was made; None if there was none."""
+    return getattr(variable.value, "distribute_strategy", None) if ENGINE == "tensorflow" else None
+
+
+def scope_of(variable: Any) -> AbstractContextManager[Any]:
+    """Make a context in which variables beside this one are made or changed."""
+    strategy = strategy_of(variable)
+    return nullcontext() if strategy is None else strategy.scope()
+
+
 def sync(model: keras.Model) -> None:
     """Bring a model's variables up to date: JAX keeps them in the training loop meanwhile."""
     if ENGINE == "jax":
         model.jax_state_sync()
 
 
-def change_if(
-    flag: Any,
-    optimizer: keras.optimizers.Optimizer,
-    change: Change,
-    variables: Sequence[Any],
-    gradients: Sequence[Any],
-) -> None:
-    """Set variables to ``change(variable, gradient)`` if a flag holds; gradients are summed over replicas.
+def add_up(tensors: Sequence[Any]) -> Sequence[Any]:
+    """Sum each tensor over the replicas of a distribution strategy."""
+    if ENGINE != "tensorflow":
+        return tensors
+    import tensorflow as tf
 
-    Where the flag does not hold it costs nothing. Graphs hold both ways, so nothing is traced again.
+    if not tensors or tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return tensors
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+
+
+def assign(change: Callable[..., Any], variables: Sequence[Any], arguments: Sequence[Any]) -> None:
+    """Set variables to ``change(value, argument)``, on every replica; arguments are tensors or variables."""
+    given = [argument.value if isinstance(argument, keras.Variable) else argument for argument in arguments]
+    if ENGINE != "tensorflow":
+        for variable, argument in zip(variables, given, strict=True):
+            variable.assign(change(variable.value, argument))
+        return
+    import tensorflow as tf
+
+    def set_one(variable: Any, argument: Any) -> None:
+        variable.assign(change(variable, argument))
+
+    def set_all(strategy: Any, given: Sequence[Any]) -> None:
+        for variable, argument in zip(variables, given, strict=True):
+            strategy.extended.update(variable.value, set_one, args=(argument,), group=False)
+
+    if tf.distribute.in_cross_replica_context():
+        set_all(tf.distribute.get_strategy(), given)
+    else:
+        tf.__internal__.distribute.interim.maybe_merge_call(set_all, tf.distribute.get_strategy(), given)
+
+
+def cond(flag: Any, yes: Action, no: Action, arguments: Sequence[Any], variables: Sequence[Any]) -> None:
+    """Run ``yes(*arguments)`` if a flag holds, else ``no(*arguments)``; they assign to ``variables``.
+
+    What is not run costs nothing. Graphs hold both, so nothing is traced again.
     """
     if ENGINE == "tensorflow":
-        _change_if_in_tensorflow(flag, optimizer, change, variables, gradients)
-    elif ENGINE == "jax":
-        import jax
-
-        for variable, gradient in zip(variables, gradients, strict=True):
-            value = variable.value
-            variable.assign(jax.lax.cond(flag, change, lambda old, _: old, value, gradient))
-    elif flag:
-        for variable, gradient in zip(variables, gradients, strict=True):
-            variable.assign(change(variable.value, gradient))
+        _cond_in_tensorflow(flag, yes, no, arguments)
+    elif ENGINE == "jax" and _is_traced(flag):
+        _cond_in_jax(flag, yes, no, arguments, variables)
+    else:
+        (yes if flag else no)(*arguments)
 
 
-def _change_if_in_tensorflow(
-    flag: Any, optimizer: Any, change: Change, variables: Sequence[Any], gradients: Sequence[Any]
-) -> None:
+def nothing(*arguments: Any) -> None:
+    """Do nothing, in :func:`cond`."""
+
+
+def _cond_in_tensorflow(flag: Any, yes: Action, no: Action, arguments: Sequence[Any]) -> None:
     import tensorflow as tf
 
-    targets = [variable.value for variable in variables]
-
-    def assign(variable: Any, gradient: Any) -> Any:
-        return variable.assign(change(variable, gradient))
-
-    def everywhere(strategy: Any, gradients: Any) -> None:
-        def change_all() -> None:
-            reduced = gradients
-            context = tf.distribute.get_replica_context()
-            if strategy.num_replicas_in_sync > 1 and context is not None:
-                reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            elif strategy.num_replicas_in_sync > 1:
-                pairs = list(zip(gradients, targets, strict=True))
-                reduced = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
-            for target, gradient in zip(targets, reduced, strict=True):
-                strategy.extended.update(target, assign, args=(gradient,), group=False)
-
-        tf.cond(_local(flag, strategy), change_all, lambda: None)
-
-    _across_replicas(optimizer, everywhere, list(gradients))
-
-
-def change_all(optimizer: Any, change: Change, variables: Sequence[Any], arguments: Sequence[Any]) -> None:
-    """Set variables to ``change(variable, argument)``, on every replica; arguments are variables too."""
-    if ENGINE != "tensorflow":
-        for variable, argument in zip(variables, arguments, strict=True):
-            variable.assign(change(variable.value, argument.value))
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        tf.cond(flag, lambda: yes(*arguments), lambda: no(*arguments))
         return
 
-    def assign(variable: Any, argument: Any) -> Any:
-        return variable.assign(change(variable, argument))
+    # A condition inside a replica may hold nothing that replicas do together.
+    def across(strategy: Any, flag: Any, *arguments: Any) -> None:
+        def on_each(action: Action) -> None:
+            strategy.extended.call_for_each_replica(action, args=arguments)
 
-    def everywhere(strategy: Any) -> None:
-        for variable, argument in zip(variables, arguments, strict=True):
-            strategy.extended.update(variable.value, assign, args=(argument.value,), group=False)
+        same = strategy.experimental_local_results(flag)[0]
+        tf.cond(same, lambda: on_each(yes), lambda: on_each(no))
 
-    _across_replicas(optimizer, everywhere)
+    tf.distribute.get_replica_context().merge_call(across, args=(flag, *arguments))
 
 
-def either(
-    flag: Any,
-    optimizer: Any,
-    if_true: Callable[[], None],
-    if_false: Callable[..., None],
-    arguments: Sequence[Any],
-    variables: Sequence[Any],
+def _cond_in_jax(
+    flag: Any, yes: Action, no: Action, arguments: Sequence[Any], variables: Sequence[Any]
 ) -> None:
-    """Run one of two functions that assign to ``variables``; the second one takes ``arguments``."""
-    if ENGINE == "tensorflow":
-        import tensorflow as tf
+    from jax import numpy as jnp
+    from jax.lax import while_loop
 
-        def everywhere(strategy: Any, *arguments: Any) -> None:
-            run = strategy.extended.call_for_each_replica
-            tf.cond(_local(flag, strategy), lambda: run(if_true), lambda: run(if_false, args=arguments))
+    # XLA keeps the state of a loop in place, of one turn or none, but copies what a condition passes on.
+    for holds, action in ((flag, yes), (jnp.logical_not(flag), no)):
+        if action is nothing:
+            continue
 
-        _across_replicas(optimizer, everywhere, *arguments)
-    elif ENGINE == "jax":
-        import jax
-
-        def outcome(function: Callable[..., None], *arguments: Any) -> list[Any]:
+        def turn(state: Any, action: Action = action) -> Any:
             before = [variable.value for variable in variables]
-            function(*arguments)
+            _set(variables, state[1])
+            action(*arguments)
             after = [variable.value for variable in variables]
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
-            return after
+            _set(variables, before)
+            return jnp.array(False), after
 
-        yes, no = outcome(if_true), outcome(if_false, *arguments)
-        for variable, one, other in zip(variables, yes, no, strict=True):
-            variable.assign(jax.lax.cond(flag, lambda a, _: a, lambda _, b: b, one, other))
-    elif flag:
-        if_true()
-    else:
-        if_false(*arguments)
+        state = (holds, [variable.value for variable in variables])
+        _set(variables, while_loop(lambda state: state[0], turn, state)[1])
 
 
-def _across_replicas(optimizer: Any, function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function with the strategy, outside its replicas if there are several."""
-    import tensorflow as tf
+def _is_traced(value: Any) -> bool:
+    from jax.core import Tracer
 
-    interim = tf.__internal__.distribute.interim
-    interim.maybe_merge_call(function, tf.distribute.get_strategy(), *arguments)
+    return isinstance(value, Tracer)
 
 
-def _local(flag: Any, strategy: Any) -> Any:
-    """Return one replica's value of a flag that all compute alike."""
-    return strategy.experimental_local_results(flag)[0] if strategy.num_replicas_in_sync > 1 else flag
+def _set(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 @contextmanager

@@ -6,7 +6,11 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+from nt_keras.devices import has_accelerator
+from nt_keras.engine import ENGINE
 
 MASK = "weight_mask"
 """The variable beside a masked kernel: bool, True where a connection is active."""
@@ -39,6 +43,14 @@ class _Masked(keras.layers.Layer):  # type: ignore[misc]
             )
             self.kernel.mask = self.mask
 
+    def save_own_variables(self, store: Any) -> None:
+        """Save the mask too: the layers of Keras save the variables they know by name."""
+        keras.layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what :meth:`save_own_variables` saved."""
+        keras.layers.Layer.load_own_variables(self, store)
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "masked": self.masked}
 
@@ -48,36 +60,56 @@ class Dense(_Masked, keras.layers.Dense):  # type: ignore[misc]
     """``keras.layers.Dense`` with a mask beside its kernel."""
 
 
-@register
-class Conv2D(_Masked, keras.layers.Conv2D):  # type: ignore[misc]
-    """``keras.layers.Conv2D`` with explicit paddings and a mask beside its kernel.
+class _Padded(keras.layers.Layer):  # type: ignore[misc]
+    """Lets a layer of Keras that moves a window over images pad them by explicit amounts.
 
     Args:
         pads: ((top, bottom), (left, right)), in pixels.
     """
 
+    fill = 0.0
+
     def __init__(self, *args: Any, pads: Any = ((0, 0), (0, 0)), **kwargs: Any) -> None:
         super().__init__(*args, padding="valid", data_format="channels_last", **kwargs)
         self.pads = tuple(tuple(side) for side in pads)
-        if self.strides == (1, 1) and self.pads == tuple(((k - 1) // 2, k // 2) for k in self.kernel_size):
-            self.padding = "same"  # the same numbers without a padded copy
 
     def call(self, inputs: Any) -> Any:
         if self.padding == "valid" and any(map(any, self.pads)):
-            inputs = ops.pad(inputs, ((0, 0), *self.pads, (0, 0)))
+            inputs = ops.pad(inputs, ((0, 0), *self.pads, (0, 0)), constant_values=self.fill)
         return super().call(inputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        if self.padding == "same":
-            return super().compute_output_shape(input_shape)
         batch, height, width, channels = input_shape
-        (top, bottom), (left, right) = self.pads
-        return super().compute_output_shape((batch, height + top + bottom, width + left + right, channels))
+        if self.padding == "valid":
+            (top, bottom), (left, right) = self.pads
+            height, width = height + top + bottom, width + left + right
+        return super().compute_output_shape((batch, height, width, channels))
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "pads": self.pads}
         del config["padding"], config["data_format"]
         return config
+
+
+@register
+class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
+    """``keras.layers.Conv2D`` with explicit paddings and a mask beside its kernel."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.strides == (1, 1) and self.pads == tuple(((k - 1) // 2, k // 2) for k in self.kernel_size):
+            self.padding = "same"  # the same numbers without a padded copy
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        """Convolve; on CPUs group by group: XLA, which Keras calls, takes up to 100 times as long."""
+        depthwise = self.groups == inputs.shape[-1] == self.filters
+        if self.groups == 1 or ENGINE == "torch" or (depthwise and ENGINE == "jax") or has_accelerator():
+            return super().convolution_op(inputs, kernel)
+        where = {"strides": self.strides, "padding": self.padding, "data_format": self.data_format}
+        if depthwise and self.strides[0] == self.strides[1]:
+            return ops.depthwise_conv(inputs, ops.transpose(kernel, (0, 1, 3, 2)), **where)
+        pairs = zip(ops.split(inputs, self.groups, -1), ops.split(kernel, self.groups, -1), strict=True)
+        return ops.concatenate([ops.conv(x, part, **where) for x, part in pairs], axis=-1)
 
 
 @register
@@ -90,61 +122,39 @@ class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        if training:
-            mean, variance = ops.moments(x, axes=self._reduction_axes)
-            count = ops.cast(ops.size(x), x.dtype) / x.shape[self.axis]
-            new = 1.0 - self.momentum
-            unbiased = variance * (count / (count - 1))
-            self.moving_mean.assign(self.moving_mean * self.momentum + mean * new)
-            self.moving_variance.assign(self.moving_variance * self.momentum + unbiased * new)
-        else:
-            mean, variance = (ops.cast(v, x.dtype) for v in (self.moving_mean, self.moving_variance))
-        y = ops.batch_normalization(
-            x=x,
-            mean=mean,
-            variance=variance,
-            axis=self.axis,
-            offset=ops.cast(self.beta, x.dtype),
-            scale=ops.cast(self.gamma, x.dtype),
-            epsilon=self.epsilon,
+        mean, variance, gamma, beta = (
+            ops.cast(v, x.dtype) for v in (self.moving_mean, self.moving_variance, self.gamma, self.beta)
         )
+        moving, by_batch = (mean, variance), training and self.trainable
+        if by_batch:
+            mean = ops.mean(x, axis=self._reduction_axes)
+        centred = x - mean
+        if by_batch:
+            # Keras' moments are E[x²] − E[x]² in PyTorch, which cancels where a mean is large.
+            variance = ops.mean(ops.square(centred), axis=self._reduction_axes)
+            self._move(x, moving, (mean, variance))
+        y = centred * (ops.rsqrt(variance + self.epsilon) * gamma) + beta
         return ops.cast(y, self.compute_dtype)
+
+    def _move(self, x: Any, moving: tuple[Any, Any], batch: tuple[Any, Any]) -> None:
+        """Move the moving statistics towards a batch's; a single value has variance 0, as in Keras."""
+        count = ops.cast(math.prod(ops.shape(x)[:-1]), x.dtype)
+        unbiased = batch[1] * (count / ops.maximum(count - 1, 1))
+        old, new = self.momentum, 1 - self.momentum
+        self.moving_mean.assign(moving[0] * old + batch[0] * new)
+        self.moving_variance.assign(moving[1] * old + unbiased * new)
 
 
 @register
-class MaxPool2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
-    """``keras.layers.MaxPooling2D`` whose explicit padding counts as −∞.
+class MaxPool2D(_Padded, keras.layers.MaxPooling2D):  # type: ignore[misc]
+    """``keras.layers.MaxPooling2D`` whose explicit padding counts as −∞."""
 
-    Args:
-        pads: ((top, bottom), (left, right)), in pixels.
-    """
-
-    def __init__(self, *args: Any, pads: Any = ((0, 0), (0, 0)), **kwargs: Any) -> None:
-        super().__init__(*args, data_format="channels_last", **kwargs)
-        self.pads = tuple(tuple(side) for side in pads)
-
-    def call(self, inputs: Any) -> Any:
-        if any(map(any, self.pads)):
-            inputs = ops.pad(inputs, ((0, 0), *self.pads, (0, 0)), constant_values=-math.inf)
-        return super().call(inputs)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        batch, height, width, channels = input_shape
-        (top, bottom), (left, right) = self.pads
-        return super().compute_output_shape((batch, height + top + bottom, width + left + right, channels))
-
-    def get_config(self) -> dict[str, Any]:
-        config = {**super().get_config(), "pads": self.pads}
-        del config["data_format"]
-        return config
+    fill = -math.inf
 
 
 @register
 class Attention(keras.layers.Layer):  # type: ignore[misc]
-    """Scaled dot-product attention of projected queries, keys and values, as :class:`nt_core.ops.Attention`.
-
-    ``keras.ops.dot_product_attention`` rounds its softmax to float32 and takes no rotary positions.
-    """
+    """Scaled dot-product attention of projected queries, keys and values; :class:`nt_core.ops.Attention`."""
 
     def __init__(
         self, heads: int, kv_heads: int, causal: bool, rotary_base: float | None, **kwargs: Any
@@ -163,11 +173,10 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         if self.heads != self.kv_heads:
             k, v = (ops.repeat(x, self.heads // self.kv_heads, axis=2) for x in (k, v))
-        scores = ops.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(size)
-        if self.causal:
-            seen = ops.arange(length)[:, None] >= ops.arange(length)[None, :]
-            scores = ops.where(seen, scores, ops.cast(-math.inf, scores.dtype))
-        mixed = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores, axis=-1), v)
+        # Keras' own has the fused kernels; where it has none it is slower in JAX, and rounds float64.
+        fused = ENGINE == "torch" or self.compute_dtype in ("float16", "bfloat16")
+        attend = ops.dot_product_attention if fused else _attend
+        mixed = attend(q, k, v, scale=1 / math.sqrt(size), is_causal=self.causal)
         return ops.reshape(mixed, (-1, length, self.heads * size))
 
     def compute_output_shape(self, queries_shape: Any, keys_shape: Any, values_shape: Any) -> Any:
@@ -178,10 +187,18 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+def _attend(q: Any, k: Any, v: Any, *, scale: float, is_causal: bool) -> Any:
+    """Attend in every head. (B, T, heads, d) each, and out."""
+    scores = ops.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    if is_causal:
+        length = q.shape[1]
+        seen = ops.arange(length)[:, None] >= ops.arange(length)[None, :]
+        scores = ops.where(seen, scores, ops.cast(-math.inf, scores.dtype))
+    return ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores, axis=-1), v)
+
+
 def _rotary(length: int, size: int, base: float, dtype: str) -> tuple[Any, Any]:
     """Return cosine and sine of each position's angles, (1, T, 1, d): data that compilers may fold."""
-    import numpy as np
-
     angles = np.arange(length)[:, None] / base ** (np.arange(0, size, 2) / size)
     angles = np.concatenate([angles, angles], axis=-1)[None, :, None]
     return ops.cast(np.cos(angles), dtype), ops.cast(np.sin(angles), dtype)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
 from nt_core.errors import DataError
 from nt_core.spec import Aggregation
@@ -43,13 +45,18 @@ class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
         super().__init__(name=name, **kwargs)
         self.reduction_over_members, self.label_smoothing = reduction_over_members, label_smoothing
 
+    @property
+    def dtype(self) -> None:
+        """None: that of the logits, and class numbers stay integers; Keras rounds both to its ``floatx``."""
+
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return each example's loss, (B,) or (B, T)."""
-        targets = _targets(y_true, y_pred)
+        """Return each example's loss, (B,) or (B, T); NaN where a class number is not one."""
+        targets = ops.cast(_targets(y_true, y_pred), "int32")
         logits = ops.cast(y_pred, keras.backend.result_type(y_pred.dtype, "float32"))
         members, classes = y_pred.shape[1], y_pred.shape[-1]
         repeated = ops.repeat(ops.expand_dims(targets, 1), members, axis=1)
         loss = keras.losses.sparse_categorical_crossentropy(repeated, logits, from_logits=True)
+        loss = ops.where((repeated >= 0) & (repeated < classes), loss, np.nan)  # of which JAX makes 0
         if self.label_smoothing:
             uniform = ops.logsumexp(logits, axis=-1) - ops.sum(logits, axis=-1) / classes
             loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
@@ -113,6 +120,20 @@ class Disagreement(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs."""
         return {"name": self.name, "dtype": self.dtype}
+
+
+def expect_classes(targets: NDArray[Any], classes: int) -> None:
+    """Check class numbers that are on the host.
+
+    Raises:
+        DataError: one is not below ``classes``, or negative.
+
+    Example:
+        >>> expect_classes(np.array([0, 9]), classes=10)
+    """
+    if targets.size and not (targets.min() >= 0 and targets.max() < classes):
+        wrong = targets.max() if targets.min() >= 0 else targets.min()
+        raise DataError(f"targets: expected class numbers from 0 to {classes - 1}, found {wrong}")
 
 
 def _targets(y_true: Any, y_pred: Any) -> Any:

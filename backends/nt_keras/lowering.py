@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import Any
 
 import keras
 
-from nt_core import ops
+from nt_core import GraphError, ops
 from nt_core.values import Shape
 from nt_keras import layers
 from nt_keras.layouts import IMAGE, axis_in_keras
@@ -139,13 +140,10 @@ def _avg_pool2d(op: ops.AvgPool2d, _: Sequence[Shape], settings: Settings) -> Lo
 
 def _flatten(_: ops.Flatten, shapes: Sequence[Shape], settings: Settings) -> Lowered:
     """Flatten in canonical order, whatever the layout: (B, H, W, C) → (B, C·H·W)."""
-
-    def compute(x: Tensor) -> Tensor:
-        if len(shapes[0]) == IMAGE:
-            x = keras.ops.transpose(x, (0, 3, 1, 2))
-        return keras.layers.Flatten(**settings.common)(x)
-
-    return Lowered(compute=compute)
+    layer = keras.layers.Flatten(data_format="channels_last", **settings.common)
+    if len(shapes[0]) != IMAGE:
+        return Lowered(compute=layer)
+    return Lowered(compute=lambda x: layer(keras.ops.transpose(x, (0, 3, 1, 2))))
 
 
 def _attention(op: ops.Attention, _: Sequence[Shape], settings: Settings) -> Lowered:
@@ -158,14 +156,16 @@ def _pointwise(function: Callable[[Tensor], Tensor], settings: Settings) -> Lowe
     return Lowered(compute=keras.layers.Activation(function, **settings.common))
 
 
-def _exact_gelu(x: Tensor) -> Tensor:
-    return keras.activations.gelu(x, approximate=False)
+@layers.register  # type: ignore[untyped-decorator]
+def exact_gelu(x: Tensor) -> Tensor:
+    """x·Φ(x). TensorFlow's own rounds √2 to float32, in float64 too."""
+    return 0.5 * x * (1 + keras.ops.erf(x * math.sqrt(0.5)))
 
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "relu": keras.activations.relu,
-        "gelu": _exact_gelu,
+        "gelu": exact_gelu,
         "silu": keras.activations.silu,
         "tanh": keras.activations.tanh,
         "sigmoid": keras.activations.sigmoid,
@@ -194,7 +194,8 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ),
         ops.Flatten: _flatten,
         ops.Dropout: lambda op, _, settings: Lowered(
-            compute=keras.layers.Dropout(op.rate, seed=settings.seed, **settings.common)
+            # PyTorch keeps a seed in 31 bits.
+            compute=keras.layers.Dropout(op.rate, seed=settings.seed % 2**31, **settings.common)
         ),
         ops.Add: lambda _, __, settings: _merging(keras.layers.Add(**settings.common)),
         ops.Multiply: lambda _, __, settings: _merging(keras.layers.Multiply(**settings.common)),
@@ -205,3 +206,25 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
     }
 )
 """Op → how it is made; its keys are exactly :data:`nt_core.ops.OPS`."""
+
+
+def find_lowering(op: ops.Op, where: str) -> Lowering:
+    """Return what lowers an op.
+
+    Args:
+        op: the op.
+        where: its place, for the error.
+
+    Raises:
+        GraphError: there is none.
+
+    Example:
+        >>> find_lowering(ops.Flatten(), "block 'classifier', op 'flatten1'").__name__
+        '_flatten'
+    """
+    if type(op) not in LOWERINGS:
+        raise GraphError(
+            f"{where} ({op.kind}): nt_keras has no lowering for {type(op).__name__}; add one to "
+            "nt_keras.lowering.LOWERINGS, or write the block in other ops"
+        )
+    return LOWERINGS[type(op)]

@@ -38,27 +38,17 @@ class MaskedWeight:
         """The weight's full name."""
         return self.placed.name
 
-    def layer(self, optimizer: Sparse, *, reads_gradient: bool) -> Layer:
+    def layer(self, optimizer: Sparse) -> Layer:
         """Return what a policy reads: flat NumPy arrays in the canonical layout.
 
         Raises:
-            TopologyError: replicas have different masks, or the gradient was not kept.
+            TopologyError: replicas have different masks.
         """
-        gradients = None
-        if reads_gradient:
-            kept = optimizer.kept_gradient(self.kernel)
-            if kept is None:
-                raise TopologyError(
-                    f"weight {self.name!r}: the topology reads its dense gradient, but the optimiser keeps none; "
-                    "wrap it by nt_keras.sparse(optimizer, model, keep_gradients=True)"
-                )
+        kept, gradients = optimizer.beside(self.kernel).gradient, None
+        if kept is not None:
             gradients = self._flat(engine.to_numpy(kept)) / np.float32(optimizer.gradient_scale)
-        return Layer(
-            name=self.name,
-            weights=self._flat(engine.to_numpy(self.kernel)),
-            gradients=gradients,
-            active=self.active(),
-        )
+        weights = self._flat(engine.to_numpy(self.kernel))
+        return Layer(name=self.name, weights=weights, gradients=gradients, active=self.active())
 
     def active(self) -> NDArray[np.bool_]:
         """Return the mask, flat and canonical.
@@ -70,8 +60,8 @@ class MaskedWeight:
         for number, other in enumerate(others, start=1):
             if not np.array_equal(first, other):
                 raise TopologyError(
-                    f"weight {self.name!r}: replica {number} has another mask than replica 0; compile the model "
-                    "and its optimiser inside strategy.scope(), and change masks by model.set_mask only"
+                    f"weight {self.name!r}: replica {number} has another mask than replica 0; change masks "
+                    "by model.set_mask only, outside of replicas"
                 )
         return self._flat(first)
 

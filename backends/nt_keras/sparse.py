@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -14,21 +14,24 @@ from nt_core.topology import reads_gradient, replaces_step
 from nt_keras import engine
 from nt_keras.layers import register
 from nt_keras.optimizers import OURS
+from nt_keras.wrapper import Wrapper, expect_plain, recording
 
 if TYPE_CHECKING:
     from nt_keras.compile import Ensemble
 
-ZERO_STAYS_ZERO = {
+ZERO_STAYS_ZERO: tuple[type[keras.optimizers.Optimizer], ...] = (
     keras.optimizers.SGD,
     keras.optimizers.Adam,
     keras.optimizers.AdamW,
     keras.optimizers.Nadam,
     keras.optimizers.RMSprop,
+    keras.optimizers.Adagrad,
     keras.optimizers.Adadelta,
     keras.optimizers.Adamax,
+    keras.optimizers.Lamb,
     keras.optimizers.Lion,
     *OURS,
-}
+)
 """Optimisers that leave a weight and its variables at 0 if weight, variables and gradient are 0 (tested)."""
 
 
@@ -38,13 +41,14 @@ def sparse(
     """Wrap an optimiser so that a model's inactive weights, and its variables for them, stay exactly zero.
 
     Args:
-        optimizer: any of Keras', with whatever it is given: clipping, accumulation, schedules, averages.
+        optimizer: any of Keras', new, with whatever it is given: clipping, accumulation, schedules, averages;
+            or one of your own that makes its variables by ``add_variable_from_reference``, as Keras' do.
         model: what ``nt_keras.compile`` returned.
         keep_gradients: whether the dense gradient is kept at update steps, in one more variable for each
-            masked weight; None: if the spec's topology reads it. Say True for a policy of one's own that does.
+            masked weight; None: if the spec's topology reads it. Say True for a policy of your own.
 
     Raises:
-        TopologyError: the optimiser is wrapped already, or wraps a loss scale.
+        TopologyError: the optimiser is wrapped already, was used already, or wraps others.
 
     Example:
         >>> import nt_core, nt_models, nt_keras
@@ -53,20 +57,29 @@ def sparse(
         >>> model.compile(optimizer=sparse("adam", model), loss=nt_keras.ensemble_loss())
     """
     inner = keras.optimizers.get(optimizer)
-    if isinstance(inner, Sparse):
-        raise TopologyError("optimizer: it is wrapped by nt_keras.sparse already; wrap it once")
-    if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-        raise TopologyError(
-            "optimizer: a loss scale must be the outermost; "
-            "write LossScaleOptimizer(nt_keras.sparse(optimizer, model))"
-        )
+    expect_plain(inner)
     topology = model.spec.topology
     keep = reads_gradient(topology) if keep_gradients is None else keep_gradients
     return Sparse(inner, keep_gradients=keep, replaces_step=replaces_step(topology))
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What lies beside one of the model's variables.
+
+    Attributes:
+        mask: what a step reads its mask from; None where it has none.
+        gradient: holds its dense gradient; None where none is kept.
+        slots: the variables of its shape that the wrapped optimiser made for it.
+    """
+
+    mask: Any
+    gradient: Any
+    slots: Sequence[Any]
+
+
 @register
-class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
+class Sparse(Wrapper):
     """The optimiser that :func:`sparse` makes.
 
     Before each step it sets the gradient of inactive weights to zero, so that the wrapped optimiser, its
@@ -74,9 +87,6 @@ class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
     variable the optimiser made for them are exactly zero, whatever it did. At the steps that
     :class:`nt_keras.Topology` announces it keeps the dense gradient: reduced over replicas, summed over
     micro-batches, unscaled, before clipping.
-
-    Attributes:
-        inner_optimizer: the wrapped one.
     """
 
     def __init__(
@@ -86,131 +96,135 @@ class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
         replaces_step: bool = False,
         name: str | None = None,
     ) -> None:
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        super().__init__(inner_optimizer, name=name)
         self.keep_gradients, self.replaces_step = keep_gradients, replaces_step
-        self._zeros_stay = type(inner_optimizer) in ZERO_STAYS_ZERO
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the variables; ``variables`` are the model's trainable ones."""
         if self.built:
             return
+        _expect_same_strategy(self, variables)
         self._next_update = self.add_variable(
             (), dtype="int32", aggregation="only_first_replica", name="next_update"
         )
-        with _recording(self.inner_optimizer) as made:
+        with recording(self.inner_optimizer) as made:
             self.inner_optimizer.build(variables)
-        copies, kept, slots = [], [], []
-        for variable in variables:
-            mask = getattr(variable, "mask", None)
-            slots.append(made.get(id(variable), []))
-            kept.append(
-                self.add_variable_from_reference(variable, name="dense_gradient")
-                if mask is not None and self.keep_gradients
-                else None
-            )
-            copies.append(self._copy_of(mask))
-        self._masks, self._kept, self._slots = Hidden(copies), Hidden(kept), Hidden(slots)
+        self._beside = [self._make_beside(variable, made.get(id(variable), [])) for variable in variables]
+        self._zeros_stay = _keeps_zeros(self.inner_optimizer, variables)
         super().build(variables)
         self.follow(variables)
 
-    def _copy_of(self, mask: Any) -> Any:
-        """Return what masks are read from in a step.
+    def _make_beside(self, variable: Any, slots: Sequence[Any]) -> Beside:
+        mask, gradient = getattr(variable, "mask", None), None
+        if mask is None:
+            return Beside(None, None, slots)
+        if self.keep_gradients:
+            gradient = self.add_variable_from_reference(variable, name="dense_gradient")
+        if engine.ENGINE == "jax":  # whose training step hands an optimiser its own variables only
+            mask = self.add_variable(mask.shape, "ones", dtype="bool", layout=mask._layout, name="mask")
+        return Beside(mask, gradient, slots)
 
-        JAX's training step hands an optimiser its own variables only, so there a mask needs a copy among them.
+    def knows(self, variable: Any) -> bool:
+        """Tell whether it was built for a variable."""
+        return self._var_key(variable) in self._trainable_variables_indices
+
+    def expect_known(self, variables: Sequence[Any]) -> None:
+        """Check that it was built for variables.
+
+        Raises:
+            TopologyError: it was built for others.
         """
-        if mask is None or engine.ENGINE != "jax":
-            return mask
-        return self.add_variable(mask.shape, dtype="bool", initializer="ones", name="mask")
+        for variable in variables:
+            if not self.knows(variable):
+                raise TopologyError(
+                    f"optimizer: it was made for other weights, {variable.path!r} is not among them; wrap a "
+                    "new one by nt_keras.sparse(optimizer, model), with this model, once its layers are "
+                    "trainable or not"
+                )
+
+    def beside(self, variable: Any) -> Beside:
+        """Return what lies beside one of the model's variables."""
+        beside: Beside = self._beside[self._get_variable_index(variable)]
+        return beside
+
+    def slots(self, variable: Any) -> Sequence[Any]:
+        """Return the variables of its shape that the wrapped optimiser made for a variable."""
+        return self.beside(variable).slots
 
     def follow(self, variables: Sequence[Any]) -> None:
         """Take over the model's masks as they are now, and set to zero what is inactive."""
-        if not self.built:
-            return
         for variable in variables:
-            mask, copy = getattr(variable, "mask", None), self.mask_of(variable)
-            if mask is not None and copy is not mask:
-                copy.assign(ops.copy(mask.value))  # JAX donates each buffer once
-        self.remask(variables)
+            copy = self.beside(variable).mask
+            if copy is not None and copy is not variable.mask:
+                copy.assign(ops.copy(variable.mask.value))  # JAX donates each buffer once
+        with engine.scope_of(self.calls):
+            self.remask(variables)
 
-    def mask_of(self, variable: Any) -> Any:
-        """Return the mask the optimiser keeps to; None where a variable has none."""
-        return self._masks.of[self._get_variable_index(variable)]
-
-    def kept_gradient(self, variable: Any) -> Any:
-        """Return the variable that holds a weight's dense gradient; None where none is kept."""
-        return self._kept.of[self._get_variable_index(variable)]
-
-    def slots(self, variable: Any) -> list[Any]:
-        """Return the variables of its shape that the wrapped optimiser made for a variable."""
-        return list(self._slots.of[self._get_variable_index(variable)])
-
-    @property
-    def accumulation(self) -> int:
-        """Calls to :meth:`apply` that make one optimiser step."""
-        return self.inner_optimizer.gradient_accumulation_steps or 1
+    def remask(self, variables: Sequence[Any]) -> None:
+        """Set to zero what is inactive in masked variables and in what the optimiser made for them."""
+        pairs = [
+            (each, beside.mask)
+            for variable in variables
+            if (beside := self.beside(variable)).mask is not None
+            for each in (variable, *beside.slots)
+        ]
+        engine.assign(clear, [each for each, _ in pairs], [mask for _, mask in pairs])
 
     @property
     def gradient_scale(self) -> float:
         """What a kept gradient is divided by: it is summed over micro-batches, and perhaps scaled."""
-        return self.accumulation * (self.inner_optimizer.loss_scale_factor or 1.0)
+        return self.accumulation * (self.loss_scale_factor or 1.0)
 
     def announce(self, step: int | None) -> None:
         """Say after which optimiser step, counted from 1, the topology is updated next."""
         self._next_update.assign(step or 0)
 
+    @property
+    def awaits_update(self) -> bool:
+        """Whether an update was announced that has not come yet."""
+        return self.built and int(self._next_update) > int(self.iterations)
+
+    def calls_until(self, step: int) -> int:
+        """Return how many calls are left until an optimiser step, counted from 1, is taken."""
+        return step * self.accumulation - int(engine.to_numpy(self.calls))
+
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take one step, or add up one micro-batch."""
-        grads = list(grads)
         if not self.built:
             self.build(list(trainable_variables or []))
         variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
+        self.expect_known(variables)
         if self.keep_gradients:
             self._keep(grads, variables)
-        grads = [self._masked(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
+        masked = [self._masked(each, variable) for each, variable in zip(grads, variables, strict=True)]
         if self.replaces_step:
-            self._step_unless_replaced(grads, variables)
+            self._step_unless_replaced(masked, variables)
         else:
-            self.inner_optimizer.apply(grads, variables)
+            self.inner_optimizer.apply(masked, variables)
         if not self._zeros_stay:
             self.remask(variables)
 
-    def remask(self, variables: Iterable[Any]) -> None:
-        """Set to zero what is inactive in masked variables and in what the optimiser made for them."""
-        pairs = [
-            (each, mask)
-            for variable in variables
-            if (mask := self.mask_of(variable)) is not None
-            for each in (variable, *self.slots(variable))
-        ]
-        engine.change_all(self, clear, [each for each, _ in pairs], [mask for _, mask in pairs])
-
     def _masked(self, gradient: Any, variable: Any) -> Any:
-        mask = self.mask_of(variable)
+        mask = self.beside(variable).mask
         return gradient if mask is None or gradient is None else clear(gradient, mask.value)
 
     def _keep(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Add this micro-batch's dense gradients to those kept, if the topology reads them after this step."""
-        found = [
-            (kept, gradient, variable)
-            for gradient, variable in zip(grads, variables, strict=True)
-            if (kept := self.kept_gradient(variable)) is not None
-        ]
-        for _, gradient, variable in found:
-            if gradient is None:
-                raise TopologyError(
-                    f"weight {variable.path!r}: it has no gradient, but the topology reads it; the loss must "
-                    "depend on every member"
-                )
+        """Add a micro-batch's dense gradients to those kept, if the topology reads them after this step."""
+        places, found = [], []
+        for gradient, variable in zip(grads, variables, strict=True):
+            if (place := self.beside(variable).gradient) is not None:
+                places.append(place)
+                found.append(_expect_gradient(gradient, variable))
         first = ops.equal(self.calls % self.accumulation, 0)
 
         def add(kept: Any, gradient: Any) -> Any:
             gradient = ops.cast(gradient, kept.dtype)
             return gradient if self.accumulation == 1 else ops.where(first, gradient, kept + gradient)
 
-        engine.change_if(
-            self._is_due(), self, add, [kept for kept, _, _ in found], [gradient for _, gradient, _ in found]
-        )
+        def keep(*gradients: Any) -> None:
+            engine.assign(add, places, engine.add_up(gradients))
+
+        engine.cond(self._is_due(), keep, engine.nothing, found, places)
 
     def _is_due(self) -> Any:
         """Tell whether an update follows the optimiser step that this micro-batch belongs to."""
@@ -218,84 +232,37 @@ class Sparse(keras.optimizers.Optimizer):  # type: ignore[misc]
         return ops.equal(step, ops.cast(self._next_update, step.dtype))
 
     def _step_unless_replaced(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        last = ops.equal((self.calls + 1) % self.accumulation, 0)
         inner = self.inner_optimizer
 
-        def pass_over() -> None:
+        def pass_over(*_: Any) -> None:
             if self.accumulation > 1:
                 inner._backend_reset_gradient_accumulators()
-            inner._iterations.assign_add(1)
+            self.calls.assign_add(1)
 
-        engine.either(
-            ops.logical_and(self._is_due(), last),
-            self,
-            pass_over,
-            lambda *grads: inner.apply(list(grads), variables),
-            grads,
-            [*variables, *inner.variables],
-        )
+        def step(*grads: Any) -> None:
+            inner.apply(list(grads), variables)
 
-    @property
-    def variables(self) -> list[Any]:
-        """Its own variables and the wrapped optimiser's."""
-        return [*self._variables, *self.inner_optimizer.variables]
-
-    @property
-    def iterations(self) -> Any:
-        """Optimiser steps taken."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def calls(self) -> Any:
-        """How often it was applied: once for each micro-batch."""
-        return self.inner_optimizer._iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The wrapped optimiser's."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
-
-    def scale_loss(self, loss: Any) -> Any:
-        """Scale a loss as the wrapped optimiser wants it."""
-        return self.inner_optimizer.scale_loss(loss)
-
-    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """Put averaged values in place, if the wrapped optimiser keeps any."""
-        self.inner_optimizer.finalize_variable_values(var_list)
+        last = ops.equal((self.calls + 1) % self.accumulation, 0)
+        replaced = ops.logical_and(self._is_due(), last)
+        engine.cond(replaced, pass_over, step, grads, [*variables, *inner.variables])
 
     def save_own_variables(self, store: Any) -> None:
-        """Save nothing of its own: masks are the model's, and Keras saves the wrapped optimiser."""
+        """Save dense gradients that are half added up; masks are the model's, the rest the wrapped one's."""
+        if int(engine.to_numpy(self.calls)) % self.accumulation:
+            for number, beside in enumerate(self._beside):
+                if beside.gradient is not None:
+                    store[str(number)] = beside.gradient.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Load nothing of its own."""
+        """Load what was saved, and take over the masks, which Keras loads before."""
+        for number in store.keys():  # noqa: SIM118
+            self._beside[int(number)].gradient.assign(store[number])
+        self.follow(self._trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what :meth:`from_config` needs."""
-        return {
-            "name": self.name,
-            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
-            "keep_gradients": self.keep_gradients,
-            "replaces_step": self.replaces_step,
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Sparse:
-        """Make the optimiser of a config."""
-        inner = keras.saving.deserialize_keras_object(
-            config["inner_optimizer"], custom_objects=custom_objects
-        )
-        return cls(**{**config, "inner_optimizer": inner})
-
-
-class Hidden:
-    """A list that Keras' tracking of attributes passes over."""
-
-    def __init__(self, of: list[Any]) -> None:
-        self.of = of
+        """Return what ``from_config`` needs."""
+        names = ("keep_gradients", "replaces_step")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 def find_sparse(optimizer: Any) -> Sparse:
@@ -304,15 +271,20 @@ def find_sparse(optimizer: Any) -> Sparse:
     Raises:
         TopologyError: there is none.
     """
-    found = optimizer
-    while isinstance(found, keras.optimizers.LossScaleOptimizer):
-        found = found.inner_optimizer
+    found = unscaled(optimizer)
     if not isinstance(found, Sparse):
         raise TopologyError(
-            f"optimizer: expected one that keeps inactive weights at zero, found {type(optimizer).__name__}; "
+            f"optimizer: expected one that keeps inactive weights at zero, found {type(found).__name__}; "
             "compile with optimizer=nt_keras.sparse(optimizer, model)"
         )
     return found
+
+
+def unscaled(optimizer: Any) -> Any:
+    """Return an optimiser without the loss scales around it."""
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 def clear(values: Any, active: Any) -> Any:
@@ -325,19 +297,29 @@ def clear(values: Any, active: Any) -> Any:
     return ops.where(active, values, ops.zeros((), values.dtype))
 
 
-@contextmanager
-def _recording(optimizer: Any) -> Iterator[dict[int, list[Any]]]:
-    """Note which variables an optimiser makes for which of the model's, all through one method of Keras'."""
-    made: dict[int, list[Any]] = {}
-    original = optimizer.add_variable_from_reference
+def _keeps_zeros(optimizer: Any, variables: Sequence[Any]) -> bool:
+    """Tell whether what is zero in weights, variables and gradients stays so."""
+    kind = type(optimizer)
+    made_by_keras = kind.__module__.startswith("keras.")  # which has subclasses of its own with PyTorch
+    known = kind in ZERO_STAYS_ZERO or (made_by_keras and issubclass(kind, ZERO_STAYS_ZERO))
+    zero_by_zero = getattr(optimizer, "epsilon", 1) == 0 or any(v.dtype == "float16" for v in variables)
+    return known and not zero_by_zero
 
-    def add(reference_variable: Any, *args: Any, **kwargs: Any) -> Any:
-        variable = original(reference_variable, *args, **kwargs)
-        made.setdefault(id(reference_variable), []).append(variable)
-        return variable
 
-    object.__setattr__(optimizer, "add_variable_from_reference", add)
-    try:
-        yield made
-    finally:
-        object.__delattr__(optimizer, "add_variable_from_reference")
+def _expect_same_strategy(optimizer: Sparse, variables: Sequence[Any]) -> None:
+    strategy = engine.strategy_of(optimizer.calls)
+    for variable in variables:
+        if engine.strategy_of(variable) is not strategy:
+            raise TopologyError(
+                f"optimizer: it and weight {variable.path!r} were not made under the same distribution "
+                "strategy; make the model and the optimiser inside one strategy.scope()"
+            )
+
+
+def _expect_gradient(gradient: Any, variable: Any) -> Any:
+    if gradient is None:
+        raise TopologyError(
+            f"weight {variable.path!r}: it has no gradient, but the topology reads it; the loss must depend "
+            "on every member"
+        )
+    return gradient

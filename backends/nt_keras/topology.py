@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -13,7 +13,7 @@ from nt_core.arrays import Moment
 from nt_core.errors import TopologyError
 from nt_core.policies import Policy
 from nt_core.random import Random
-from nt_core.topology import Dynamic, GradualPruning, final_counts, next_due, reads_gradient
+from nt_core.topology import Dynamic, GradualPruning, final_counts, next_due, reads_gradient, replaces_step
 from nt_core.update import Update, update
 from nt_keras import engine
 from nt_keras.masked import masked_weights
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 
 
 class Topology:
-    """Updates a model's topology as its spec says, in anybody's own loop; ``fit`` has :class:`TopologyUpdate`.
+    """Updates a model's topology as its spec says, in a loop of your own; ``fit`` has :class:`TopologyUpdate`.
 
     Call :meth:`step` once after each training step (with gradient accumulation: after each micro-batch). The
-    model must be compiled with an optimiser wrapped by :func:`nt_keras.sparse`, which counts the steps.
+    model must be compiled with an optimiser wrapped by :func:`nt_keras.sparse`, which counts the steps. A
+    layer that is not trainable keeps its masks.
 
     Args:
         model: what ``nt_keras.compile`` returned.
         total_steps: optimiser steps of the whole training; schedules depend on it.
         seed: keys random growth and soft pruning.
         policy: a policy of one's own instead of the spec's prune and grow.
+
+    Raises:
+        TopologyError: the optimiser was not wrapped, was wrapped for another model, keeps no gradients though
+            the topology reads them, or has taken more than ``total_steps``.
 
     Example:
         >>> import numpy as np, nt_core, nt_models, nt_keras
@@ -55,12 +60,13 @@ class Topology:
             raise TopologyError(f"total_steps: expected at least 1, found {total_steps}")
         self.model, self.total_steps = model, total_steps
         self._random, self._policy = Random(seed), policy
-        self._masked = masked_weights(model)
+        self._masked = [masked for masked in masked_weights(model) if masked.kernel.trainable]
         self._next: int | None = None
         self._wait = math.inf
         if self._masked:
-            self._expect_trained()
-            self._plan()
+            model.build_optimizer()
+            self._expect_optimizer()
+            self.plan()
 
     @property
     def optimizer(self) -> Sparse:
@@ -70,12 +76,24 @@ class Topology:
     @property
     def steps(self) -> int:
         """Optimiser steps taken."""
-        return int(self.model.optimizer.iterations)
+        return int(engine.to_numpy(self.model.optimizer.iterations))
 
     @property
     def density(self) -> float:
         """Active over all maskable weights."""
         return self.model.density
+
+    def plan(self) -> None:
+        """Find the next update, tell the optimiser, and count the calls until then.
+
+        It is done at birth and after each update; do it yourself where steps were taken, or loaded, meanwhile.
+        """
+        if not self._masked:
+            return
+        optimizer = self.optimizer
+        self._next = next_due(self.model.spec.topology, self.steps, self.total_steps)
+        self._wait = math.inf if self._next is None else optimizer.calls_until(self._next)
+        optimizer.announce(self._next)
 
     def step(self) -> Update | None:
         """Update the topology if an update is due after the optimiser's last step.
@@ -95,26 +113,22 @@ class Topology:
         assert self._next is not None
         if steps > self._next:
             raise TopologyError(
-                f"the topology's update after step {self._next} was missed, {steps} steps are taken; call step() "
-                "after every training step, with steps_per_execution=1"
+                f"the topology's update after step {self._next} was missed, {steps} steps are taken; call "
+                "step() after every training step, with steps_per_execution=1"
             )
         changed = self._update(steps) if steps == self._next else None
-        self._plan()
+        self.plan()
         return changed
 
-    def _plan(self) -> None:
-        """Find the next update, announce it to the optimiser, and count the calls until then."""
-        optimizer = self.optimizer
-        self._next = next_due(self.model.spec.topology, self.steps, self.total_steps)
-        optimizer.announce(self._next)
-        taken = int(optimizer.calls)
-        self._wait = math.inf if self._next is None else self._next * optimizer.accumulation - taken
+    def close(self) -> None:
+        """Stop: no update is due any longer."""
+        if self._masked:
+            self.optimizer.announce(None)
 
     def _update(self, step: int) -> Update:
         topology, optimizer = self.model.spec.topology, self.optimizer
         assert isinstance(topology, Dynamic | GradualPruning)
-        reads = reads_gradient(topology, self._policy)
-        layers = [masked.layer(optimizer, reads_gradient=reads) for masked in self._masked]
+        layers = [masked.layer(optimizer) for masked in self._masked]
         swaps = update(
             topology,
             layers,
@@ -128,19 +142,25 @@ class Topology:
             stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
             masked.apply(swaps[masked.name], layer.active, stream if draws else None)
         optimizer.follow([masked.kernel for masked in self._masked])
-        active = {masked.name: int(masked.active().sum()) for masked in self._masked}
-        return Update.of(step, swaps, active)
+        return Update.of(step, swaps, {masked.name: int(masked.active().sum()) for masked in self._masked})
 
-    def _expect_trained(self) -> None:
-        optimizer = self.optimizer
-        if not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
-        trained = {id(variable) for variable in optimizer._trainable_variables}
-        missing = [masked.name for masked in self._masked if id(masked.kernel) not in trained]
-        if missing:
+    def _expect_optimizer(self) -> None:
+        topology, optimizer = self.model.spec.topology, self.optimizer
+        if self.steps > self.total_steps:
             raise TopologyError(
-                f"optimizer: {len(missing)} of the model's {len(self._masked)} masked weights are not in it "
-                f"({missing[0]!r} first); make layers trainable or not before the optimiser is built"
+                f"total_steps: expected at least the {self.steps} steps that the optimiser has taken, found "
+                f"{self.total_steps}; give the steps of the whole training, those before this fit included"
+            )
+        if optimizer.replaces_step != replaces_step(topology):
+            raise TopologyError(
+                f"optimizer: expected one wrapped with replaces_step={replaces_step(topology)}, as the spec "
+                f"says, found {optimizer.replaces_step}; wrap a new one by nt_keras.sparse(optimizer, model), "
+                "with this model"
+            )
+        if reads_gradient(topology, self._policy) and not optimizer.keep_gradients:
+            raise TopologyError(
+                "optimizer: the topology, or the policy given, may read dense gradients, but the optimiser "
+                "keeps none; wrap a new one by nt_keras.sparse(optimizer, model, keep_gradients=True)"
             )
 
 
@@ -148,7 +168,7 @@ class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]
     """Updates the topology while ``model.fit`` runs, and adds ``density`` to each epoch's logs.
 
     Steps are counted by the optimiser, so a training that goes on after ``keras.models.load_model`` goes on
-    with the topology's schedule too.
+    with the topology's schedule too. ``fit`` calls it before other callbacks, so that they save what it left.
 
     Args:
         total_steps: optimiser steps of the whole training; schedules depend on it.
@@ -175,14 +195,17 @@ class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Find the next update."""
-        self.topology = Topology(
-            self.model, total_steps=self.total_steps, seed=self.seed, policy=self.policy
-        )
+        self.topology = Topology(self.model, total_steps=self.total_steps, seed=self.seed, policy=self.policy)
         if self.topology._next is not None and self.model.steps_per_execution > 1:
             raise TopologyError(
-                f"steps_per_execution: expected 1, found {self.model.steps_per_execution}; the topology must be "
-                "updated between two steps"
+                f"steps_per_execution: expected 1, found {self.model.steps_per_execution}; the topology must "
+                "be updated between two steps"
             )
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Find the next update again: a callback may have loaded another state."""
+        assert self.topology is not None
+        self.topology.plan()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Update if it is time."""
@@ -193,26 +216,42 @@ class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the density."""
-        assert self.topology is not None
         if logs is not None:
-            logs["density"] = self.topology.density
+            logs["density"] = self.model.density
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Stop."""
+        assert self.topology is not None
+        self.topology.close()
 
 
-def expect_one_topology_update(model: Ensemble, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check the callbacks that ``fit`` is given.
+def arrange(model: Ensemble, callbacks: Any) -> Any:
+    """Return the callbacks that ``fit`` is given, with the one that updates the topology first.
 
     Raises:
         TopologyError: two of them update the topology.
     """
-    callbacks = kwargs.get("callbacks", args[5] if len(args) > 5 else None)
-    listed = getattr(callbacks, "callbacks", callbacks) or []
-    listed = [listed] if isinstance(listed, keras.callbacks.Callback) else list(listed)
-    found = sum(isinstance(callback, TopologyUpdate) for callback in listed)
-    if found > 1:
-        raise TopologyError(f"callbacks: expected one nt_keras.TopologyUpdate, found {found}; leave one")
-    if not found and isinstance(model.spec.topology, Dynamic | GradualPruning):
+    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+    listed = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
+    updates = [callback for callback in listed if isinstance(callback, TopologyUpdate)]
+    if len(updates) > 1:
+        raise TopologyError(
+            f"callbacks: expected one nt_keras.TopologyUpdate, found {len(updates)}; leave one"
+        )
+    if not updates and _waits_for_updates(model):
         warnings.warn(
-            f"the spec's topology is {model.spec.topology.kind!r}, but nothing updates it: masks stay as they "
-            "are; give fit callbacks=[nt_keras.TopologyUpdate(total_steps=…)]",
+            f"the spec's topology is {model.spec.topology.kind!r}, but nothing updates it: masks stay as "
+            "they are; give fit callbacks=[nt_keras.TopologyUpdate(total_steps=…)]",
             stacklevel=3,
         )
+    arranged = [*updates, *(callback for callback in listed if callback not in updates)]
+    if not is_list:
+        return arranged
+    callbacks.callbacks = arranged
+    return callbacks
+
+
+def _waits_for_updates(model: Ensemble) -> bool:
+    """Tell whether masks would change, but no :class:`Topology` of the caller's own changes them."""
+    changes = model.compiled and isinstance(model.spec.topology, Dynamic | GradualPruning)
+    return changes and not find_sparse(model.optimizer).awaits_update
