@@ -2,7 +2,7 @@
 
 Both are the multi-head network of NeuroTrails (M = 3); *dense by hand* is plain Keras, as somebody would
 write it without this library, with the same optimiser. *Masked* is compiled from a spec (S = 0.8, gradient
-growth) and trained with ``nt_keras.sparse`` and ``nt_keras.TopologyUpdate`` at ΔT = 100. Both run ``model.fit``
+growth) and trained with ``nt_keras.sparse`` and ``nt_keras.TopologyUpdate`` at ΔT = 100. Both run ``fit``
 for ten steps in turn, in one process; one of ten such runs holds an update, and all ten are averaged. Run as
 ``KERAS_BACKEND=jax python benchmarks/keras_train_step.py --quick``.
 """

@@ -19,9 +19,10 @@ from nt_keras import engine
 from nt_keras.layers import register
 from nt_keras.layouts import IMAGE, example_shape, to_canonical, to_keras
 from nt_keras.losses import EnsembleLoss, expect_classes
-from nt_keras.sparse import Sparse, clear, find_sparse, unscaled
+from nt_keras.sparse import Sparse, find_sparse, unscaled
 from nt_keras.topology import arrange
 from nt_keras.writer import Writer
+from nt_keras.zeros import clear
 
 HALF = ("float16", "bfloat16")
 
@@ -66,10 +67,13 @@ class Ensemble(keras.Model):  # type: ignore[misc]
         self._expect_input(inputs)
         return super().__call__(inputs, *args, **kwargs)
 
-    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Compute the same where JAX keeps the variables' values."""
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Any:
+        """Compute the same where JAX keeps the variables' values.
+
+        Keras reads these names: without ``training`` among them it would train in inference mode.
+        """
         self._expect_input(inputs)
-        return super().call(inputs, *args, **kwargs)
+        return super().call(inputs, training=training, mask=mask, **kwargs)
 
     def _expect_input(self, inputs: Any) -> None:
         expected = example_shape(self.spec.graph.input.shape)
@@ -205,7 +209,7 @@ class Ensemble(keras.Model):  # type: ignore[misc]
             expect_classes(targets, self.output_shape[-1])
         return call
 
-    def make_train_function(self, force: bool = False) -> Callable[..., Any]:
+    def make_train_function(self, force: bool = False) -> Any:
         """Make the function that trains one step, once the optimiser is known to keep to the masks."""
         if self.masked:
             self.build_optimizer()
@@ -217,7 +221,7 @@ class Ensemble(keras.Model):  # type: ignore[misc]
         return {"name": self.name, "spec": self.spec.to_dict(), "seed": self._seed, "dtype": policy}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Self:
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Self:  # noqa: ARG003
         """Make the model of a config."""
         policy = keras.dtype_policies.deserialize(config["dtype"])
         spec = EnsembleSpec.from_dict(config["spec"])

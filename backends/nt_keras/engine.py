@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -15,12 +15,13 @@ ENGINE: str = keras.backend.backend()
 
 Action = Callable[..., None]
 """Assigns to variables."""
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def to_numpy(variable: Any) -> NDArray[Any]:
     """Return a variable's value; bfloat16 becomes float32."""
     value = variable.value if isinstance(variable, keras.Variable) else variable
-    array = np.asarray(keras.ops.convert_to_numpy(value))
+    array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(value)))
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
@@ -43,6 +44,26 @@ def scope_of(variable: Any) -> AbstractContextManager[Any]:
     return nullcontext() if strategy is None else strategy.scope()
 
 
+def outside_graphs() -> AbstractContextManager[Any]:
+    """Make a context in which things are done once and now, even while TensorFlow traces a function."""
+    if ENGINE != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    context: AbstractContextManager[Any] = tf.init_scope()
+    return context
+
+
+def as_written(method: Method) -> Method:
+    """Keep TensorFlow from rewriting a method while it traces a function of somebody's own."""
+    if ENGINE != "tensorflow":
+        return method
+    import tensorflow as tf
+
+    unchanged: Method = tf.autograph.experimental.do_not_convert(method)
+    return unchanged
+
+
 def sync(model: keras.Model) -> None:
     """Bring a model's variables up to date: JAX keeps them in the training loop meanwhile."""
     if ENGINE == "jax":
@@ -57,7 +78,9 @@ def add_up(tensors: Sequence[Any]) -> Sequence[Any]:
 
     if not tensors or tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return tensors
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+    replica = tf.distribute.get_replica_context()
+    sums: Sequence[Any] = replica.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+    return sums
 
 
 def assign(change: Callable[..., Any], variables: Sequence[Any], arguments: Sequence[Any]) -> None:

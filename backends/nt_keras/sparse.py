@@ -13,26 +13,11 @@ from nt_core.errors import TopologyError
 from nt_core.topology import reads_gradient, replaces_step
 from nt_keras import engine
 from nt_keras.layers import register
-from nt_keras.optimizers import OURS
 from nt_keras.wrapper import Wrapper, expect_plain, recording
+from nt_keras.zeros import clear, keeps_zeros, warn_of_zero_by_zero
 
 if TYPE_CHECKING:
     from nt_keras.compile import Ensemble
-
-ZERO_STAYS_ZERO: tuple[type[keras.optimizers.Optimizer], ...] = (
-    keras.optimizers.SGD,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
-    keras.optimizers.Nadam,
-    keras.optimizers.RMSprop,
-    keras.optimizers.Adagrad,
-    keras.optimizers.Adadelta,
-    keras.optimizers.Adamax,
-    keras.optimizers.Lamb,
-    keras.optimizers.Lion,
-    *OURS,
-)
-"""Optimisers that leave a weight and its variables at 0 if weight, variables and gradient are 0 (tested)."""
 
 
 def sparse(
@@ -58,6 +43,7 @@ def sparse(
     """
     inner = keras.optimizers.get(optimizer)
     expect_plain(inner)
+    warn_of_zero_by_zero(inner)
     topology = model.spec.topology
     keep = reads_gradient(topology) if keep_gradients is None else keep_gradients
     return Sparse(inner, keep_gradients=keep, replaces_step=replaces_step(topology))
@@ -101,16 +87,19 @@ class Sparse(Wrapper):
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the variables; ``variables`` are the model's trainable ones."""
-        if self.built:
-            return
-        _expect_same_strategy(self, variables)
+        if not self.built:
+            _expect_same_strategy(self, variables)
+            with engine.outside_graphs():
+                self._build(variables)
+
+    def _build(self, variables: Sequence[Any]) -> None:
         self._next_update = self.add_variable(
             (), dtype="int32", aggregation="only_first_replica", name="next_update"
         )
         with recording(self.inner_optimizer) as made:
             self.inner_optimizer.build(variables)
         self._beside = [self._make_beside(variable, made.get(id(variable), [])) for variable in variables]
-        self._zeros_stay = _keeps_zeros(self.inner_optimizer, variables)
+        self._zeros_stay = keeps_zeros(self.inner_optimizer, variables)
         super().build(variables)
         self.follow(variables)
 
@@ -188,6 +177,7 @@ class Sparse(Wrapper):
         """Return how many calls are left until an optimiser step, counted from 1, is taken."""
         return step * self.accumulation - int(engine.to_numpy(self.calls))
 
+    @engine.as_written
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take one step, or add up one micro-batch."""
         if not self.built:
@@ -209,7 +199,7 @@ class Sparse(Wrapper):
         return gradient if mask is None or gradient is None else clear(gradient, mask.value)
 
     def _keep(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Add a micro-batch's dense gradients to those kept, if the topology reads them after this step."""
+        """Add a micro-batch's dense gradients to those kept, if the topology is updated after this step."""
         places, found = [], []
         for gradient, variable in zip(grads, variables, strict=True):
             if (place := self.beside(variable).gradient) is not None:
@@ -285,25 +275,6 @@ def unscaled(optimizer: Any) -> Any:
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer
-
-
-def clear(values: Any, active: Any) -> Any:
-    """Return values with +0 where inactive, whatever stood there.
-
-    Example:
-        >>> clear(ops.array([1.0, float("nan")]), ops.array([True, False])).tolist()
-        [1.0, 0.0]
-    """
-    return ops.where(active, values, ops.zeros((), values.dtype))
-
-
-def _keeps_zeros(optimizer: Any, variables: Sequence[Any]) -> bool:
-    """Tell whether what is zero in weights, variables and gradients stays so."""
-    kind = type(optimizer)
-    made_by_keras = kind.__module__.startswith("keras.")  # which has subclasses of its own with PyTorch
-    known = kind in ZERO_STAYS_ZERO or (made_by_keras and issubclass(kind, ZERO_STAYS_ZERO))
-    zero_by_zero = getattr(optimizer, "epsilon", 1) == 0 or any(v.dtype == "float16" for v in variables)
-    return known and not zero_by_zero
 
 
 def _expect_same_strategy(optimizer: Sparse, variables: Sequence[Any]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Topology:
-    """Updates a model's topology as its spec says, in a loop of your own; ``fit`` has :class:`TopologyUpdate`.
+    """Updates a model's topology in a loop of your own; for ``fit`` there is :class:`TopologyUpdate`.
 
     Call :meth:`step` once after each training step (with gradient accumulation: after each micro-batch). The
     model must be compiled with an optimiser wrapped by :func:`nt_keras.sparse`, which counts the steps. A
@@ -58,6 +58,11 @@ class Topology:
     ) -> None:
         if total_steps < 1:
             raise TopologyError(f"total_steps: expected at least 1, found {total_steps}")
+        if not hasattr(model, "spec"):
+            raise TopologyError(
+                f"model: expected what nt_keras.compile returned, found {type(model).__name__}; train that, "
+                "and let the dataset do what comes before it"
+            )
         self.model, self.total_steps = model, total_steps
         self._random, self._policy = Random(seed), policy
         self._masked = [masked for masked in masked_weights(model) if masked.kernel.trainable]
@@ -86,7 +91,7 @@ class Topology:
     def plan(self) -> None:
         """Find the next update, tell the optimiser, and count the calls until then.
 
-        It is done at birth and after each update; do it yourself where steps were taken, or loaded, meanwhile.
+        Done at birth and after each update; do it yourself after steps were taken or loaded meanwhile.
         """
         if not self._masked:
             return
@@ -154,8 +159,7 @@ class Topology:
         if optimizer.replaces_step != replaces_step(topology):
             raise TopologyError(
                 f"optimizer: expected one wrapped with replaces_step={replaces_step(topology)}, as the spec "
-                f"says, found {optimizer.replaces_step}; wrap a new one by nt_keras.sparse(optimizer, model), "
-                "with this model"
+                f"says, found {optimizer.replaces_step}; wrap a new one by nt_keras.sparse(optimizer, model)"
             )
         if reads_gradient(topology, self._policy) and not optimizer.keep_gradients:
             raise TopologyError(

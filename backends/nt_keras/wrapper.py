@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -12,9 +11,6 @@ from keras import ops
 
 from nt_core.errors import TopologyError
 from nt_keras.engine import ENGINE
-
-SMALLEST_EPSILON_1 = 1e-16
-"""Adafactor multiplies two of them, which in float32 must not be 0."""
 
 
 class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
@@ -108,26 +104,13 @@ def expect_plain(optimizer: Any) -> None:
         )
     if hasattr(optimizer, "optimizers"):
         raise TopologyError(
-            f"optimizer: expected one for all weights, found {type(optimizer).__name__}; if weights differ in "
+            f"optimizer: expected one for all weights, found {type(optimizer).__name__}; if they differ in "
             "weight decay only, exclude_from_weight_decay does it"
         )
     if optimizer.built:
         raise TopologyError(
             "optimizer: expected a new one, found one that has variables already; wrap it before it is used"
         )
-    _warn_of_zero_by_zero(optimizer)
-
-
-def _warn_of_zero_by_zero(optimizer: Any) -> None:
-    if isinstance(optimizer, keras.optimizers.Adafactor) and optimizer.epsilon_1 < SMALLEST_EPSILON_1:
-        remedy = f"with a whole row and column inactive; give epsilon_1={SMALLEST_EPSILON_1}"
-    elif isinstance(optimizer, keras.optimizers.Ftrl) and not (
-        optimizer.beta or optimizer.l2_regularization_strength
-    ):
-        remedy = "just grown, whose gradient is 0; give l2_regularization_strength=1e-4, say"
-    else:
-        return
-    warnings.warn(f"optimizer: {type(optimizer).__name__} divides 0 by 0 for a weight {remedy}", stacklevel=4)
 
 
 @contextmanager

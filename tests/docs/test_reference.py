@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 import nt_core
+import nt_keras
 import nt_models
 import nt_torch
 from nt_core import (
@@ -210,7 +211,9 @@ def modules_of(text: str) -> dict[str, set[str]]:
     return {name: first_cells(body) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-@pytest.mark.parametrize("module", [nt_core, nt_torch, nt_models], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [nt_core, nt_torch, nt_keras, nt_models], ids=lambda module: module.__name__
+)
 def test_the_page_lists_the_public_names_of(root: Path, module: ModuleType) -> None:
     listed = modules_of((root / "docs/reference/python.md").read_text(encoding="utf-8"))
     assert listed[module.__name__] == set(module.__all__)

@@ -187,6 +187,82 @@ def test_nothing_is_traced_again_after_the_first_epoch(topology, mode):
     assert [update.step for update in updates] == list(range(1, 16))
 
 
+def tensorflow_step(model):
+    import tensorflow as tf
+
+    loss_of = nt_keras.ensemble_loss()
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    return step
+
+
+def jax_step(model):
+    import jax
+
+    model.build_optimizer()
+    groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
+    loss_of = nt_keras.ensemble_loss()
+
+    def loss(weights, others, x, y):
+        logits, others = model.stateless_call(weights, others, x, training=True)
+        return loss_of(y, logits), others
+
+    @jax.jit
+    def compute(weights, others, state, x, y):
+        gradients, others = jax.grad(loss, has_aux=True)(weights, others, x, y)
+        weights, state = model.optimizer.stateless_apply(state, gradients, weights)
+        return weights, others, state
+
+    def step(x, y):
+        for group, values in zip(groups, compute(*([v.value for v in g] for g in groups), x, y), strict=True):
+            for variable, value in zip(group, values, strict=True):
+                variable.assign(value)
+
+    return step
+
+
+def torch_step(model):
+    import torch
+
+    loss_of = nt_keras.ensemble_loss()
+
+    def step(x, y):
+        model.zero_grad()
+        loss_of(y, model(x, training=True)).backward()
+        gradients = [variable.value.grad for variable in model.trainable_variables]
+        with torch.no_grad():
+            model.optimizer.apply(gradients, model.trainable_variables)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "topology", [Static(sparsity=0.6), DYNAMIC, REPLACED], ids=["static", "taken", "replaced"]
+)
+def test_a_training_step_of_ones_own_does_the_same(topology):
+    """Also if the optimiser makes its variables in it."""
+    make = {"tensorflow": tensorflow_step, "jax": jax_step, "torch": torch_step}[ENGINE]
+    model, other = (made(topology, optimizers.Adagrad(0.1)) for _ in range(2))
+    step, tracker = make(model), None
+    for number in range(6):
+        part = slice(number % 3 * 8, number % 3 * 8 + 8)
+        step(X[part], Y[part])
+        if tracker is None:
+            tracker = nt_keras.Topology(model, total_steps=100)
+        else:
+            tracker.step()
+    fit(other)
+    assert_exactly_sparse(model)
+    assert_same(masks_of(model), masks_of(other))
+    assert_same(weights_of(model), weights_of(other), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["arrays", "generator", "dataset", "tf.data"])
 def test_data_of_any_kind_gives_the_same(kind):
     if kind == "tf.data" and ENGINE != "tensorflow":
@@ -683,6 +759,17 @@ def test_an_optimizer_wrapped_for_another_model_is_an_error():
     other.compile(optimizer=model.optimizer, loss=nt_keras.ensemble_loss())
     with pytest.raises(TopologyError, match=r"made for other weights, 'backbone-hidden1-linear1/kernel'"):
         fit(other)
+
+
+def test_a_model_that_was_not_compiled_from_a_spec_is_an_error():
+    inner = made()
+    inputs = keras.Input((6,))
+    outer = keras.Model(inputs, inner(2 * inputs))
+    outer.compile(optimizer=nt_keras.sparse("adam", inner), loss=nt_keras.ensemble_loss())
+    with pytest.raises(
+        TopologyError, match=r"model: expected what nt_keras\.compile returned, found Functional"
+    ):
+        fit(outer)
 
 
 def test_a_policy_without_the_gradients_it_may_read_is_an_error():

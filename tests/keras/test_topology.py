@@ -33,7 +33,8 @@ from nt_core.update import update
 from nt_keras import engine
 from nt_keras import optimizers as recipes
 from nt_keras.compile import Ensemble, fill
-from nt_keras.sparse import ZERO_STAYS_ZERO, _keeps_zeros, find_sparse
+from nt_keras.sparse import find_sparse
+from nt_keras.zeros import ZERO_STAYS_ZERO, keeps_zeros
 
 ENGINE = keras.backend.backend()
 GRAPH = nt_models.mlp(inputs=6, hidden=(8, 5), classes=3)
@@ -262,7 +263,7 @@ def test_zero_stays_zero_without_masking(make, seed, scale):
     variable = keras.Variable(values)
     optimizer = make()
     optimizer.build([variable])
-    assert _keeps_zeros(optimizer, [variable])
+    assert keeps_zeros(optimizer, [variable])
     slots = [slot for slot in optimizer.variables if tuple(slot.shape) == shape]
     for slot in slots:
         slot.assign(np.where(zero, 0, engine.to_numpy(slot)))
@@ -294,7 +295,7 @@ def no_gradients():
     ],
 )
 def test_other_optimizers_are_masked_after_their_step(make):
-    assert not _keeps_zeros(make(), [])
+    assert not keeps_zeros(make(), [])
 
 
 def test_inactive_weights_are_zero_where_an_optimizer_divides_zero_by_zero():
@@ -317,7 +318,7 @@ def test_an_optimizer_that_divides_zero_by_zero_for_every_weight_is_warned_of(op
 
 def test_an_epsilon_that_rounds_to_zero_is_masked_after_the_step():
     variable = keras.Variable([1.0], dtype="float16")
-    assert not _keeps_zeros(optimizers.Adam(epsilon=1e-9), [variable])
+    assert not keeps_zeros(optimizers.Adam(epsilon=1e-9), [variable])
 
 
 def gradients_of(model, x, y):

@@ -224,3 +224,15 @@ def test_a_checkpoint_of_another_spec_is_an_error(tmp_path):
     save_checkpoint(tmp_path, nt_keras.checkpoint(model))
     with pytest.raises(CheckpointError, match="another spec: weight 'head3/"):
         load_checkpoint(tmp_path, expected=PRESETS["treenet"](GRAPH, heads=3))
+
+
+def test_fit_trains_in_training_mode():
+    """Batches are normalised by their own statistics, and running ones move."""
+    model = nt_keras.compile(PRESETS["treenet"](nt_models.mlp(inputs=6, hidden=(8,), classes=3, norm=True)))
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=nt_keras.ensemble_loss())
+    running = [placed.name for placed in model.spec.layout.weights if placed.weight.role == "running"]
+    before = values(model)
+    data = Blobs(30)
+    model.fit(data.inputs + 5, data.labels, batch_size=30, verbose=0)
+    assert running
+    assert not any(np.array_equal(before[name], model.array(name)) for name in running)
