@@ -13,7 +13,7 @@ from nt_core import EnsembleSpec, GraphError, Random
 from nt_core.graph import INPUT
 from nt_core.structure import Part
 from nt_keras.layouts import kernel_axes
-from nt_keras.lowering import LOWERINGS, Lowered, Settings
+from nt_keras.lowering import Lowered, Settings, find_lowering
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Writer:
         for block in part.blocks:
             for node in block.nodes:
                 full = f"{part.name}/{block.name}/{node.name}"
-                lowering = LOWERINGS[type(node.op)]
+                lowering = find_lowering(node.op, f"block {block.name!r}, op {node.name!r}")
                 lowered = lowering(node.op, [shapes[ref] for ref in node.inputs], self._settings(full))
                 values[f"{block.name}/{node.name}"] = lowered.compute(*[values[ref] for ref in node.inputs])
                 self._remember(full, node.op, lowered)

@@ -32,7 +32,7 @@ from nt_keras.sparse import find_sparse
 
 ENGINE = keras.backend.backend()
 TENSORFLOW = pytest.mark.skipif(ENGINE != "tensorflow", reason="TensorFlow's own")
-GRAPH = nt_models.mlp(inputs=6, hidden=(8, 5), classes=3)
+GRAPH = nt_models.mlp(inputs=6, hidden=(8,), classes=3)
 DYNAMIC = Dynamic(sparsity=0.6, interval=2, drop_fraction=0.5)
 REPLACED = DYNAMIC.replace(semantics=Semantics(optimizer_step="replaced"))
 GENERATOR = np.random.default_rng(0)

@@ -37,7 +37,7 @@ from nt_keras.sparse import find_sparse
 from nt_keras.zeros import ZERO_STAYS_ZERO, keeps_zeros
 
 ENGINE = keras.backend.backend()
-GRAPH = nt_models.mlp(inputs=6, hidden=(8, 5), classes=3)
+GRAPH = nt_models.mlp(inputs=6, hidden=(8,), classes=3)
 optimizers = keras.optimizers
 
 
