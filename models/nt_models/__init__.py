@@ -6,12 +6,25 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nt_core import BlockGraph
+from nt_models.llama import llama, llama_130m, llama_250m, llama_350m, llama_tiny
 from nt_models.mlp import mlp
 from nt_models.wide_resnet import wide_resnet
 
 ARCHITECTURES: Mapping[str, Callable[..., BlockGraph]] = MappingProxyType(
-    {"mlp": mlp, "wide_resnet": wide_resnet}
+    {
+        make.__name__: make
+        for make in (llama, llama_130m, llama_250m, llama_350m, llama_tiny, mlp, wide_resnet)
+    }
 )
 """The architectures a spec file can name."""
 
-__all__ = ["ARCHITECTURES", "mlp", "wide_resnet"]
+__all__ = [
+    "ARCHITECTURES",
+    "llama",
+    "llama_130m",
+    "llama_250m",
+    "llama_350m",
+    "llama_tiny",
+    "mlp",
+    "wide_resnet",
+]

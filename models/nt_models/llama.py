@@ -1,0 +1,133 @@
+"""Decoder-only language models of the LLaMA family."""
+
+from __future__ import annotations
+
+from nt_core import BlockGraph, BlockWriter, GraphBuilder, GraphError, Tensor, Tokens, architecture
+
+
+@architecture
+def llama(
+    *,
+    blocks: int,
+    width: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int | None = None,
+    vocabulary: int = 32_000,
+    length: int = 1024,
+    rotary_base: float = 10_000.0,
+    eps: float = 1e-6,
+) -> BlockGraph:
+    """Make a LLaMA; Touvron et al. 2023, §2.2, and Ainslie et al. 2023 for shared key/value heads.
+
+    The embedding is the stem, each decoder block is a counted block, the final norm and the output projection
+    are the classifier: in a multi-head structure each head has its own.
+
+    Args:
+        blocks: number of decoder blocks.
+        width: features of each token.
+        hidden: features inside the gated MLP.
+        heads: of queries; each has width / heads features.
+        kv_heads: of keys and values, a divisor of ``heads``; None: as many as ``heads``.
+        vocabulary: number of tokens.
+        length: of the sequences, in tokens.
+        rotary_base: of the rotary positions.
+        eps: of the norms.
+
+    Raises:
+        GraphError: the heads do not fit the width, or are odd in size.
+
+    Example:
+        >>> graph = llama(blocks=2, width=32, hidden=64, heads=4, kv_heads=2, vocabulary=256, length=16)
+        >>> graph.counted, graph.output_shape
+        (('block1', 'block2'), (16, 256))
+    """
+    shared = kv_heads or heads
+    _expect_heads(width, heads, shared)
+    net = GraphBuilder(Tokens(length=length, vocabulary=vocabulary))
+    with net.stem("embedding") as b:
+        b.out = b.embedding(b.inp, vocabulary, width)
+    for number in range(1, blocks + 1):
+        with net.block(f"block{number}") as b:
+            h = b.add(b.inp, _attention(b, b.rms_norm(b.inp, eps=eps), heads, shared, rotary_base))
+            b.out = b.add(h, _gated_mlp(b, b.rms_norm(h, eps=eps), hidden))
+    with net.classifier("lm_head") as b:
+        b.out = _project(b, b.rms_norm(b.inp, eps=eps), vocabulary, "projection")
+    return net.build()
+
+
+@architecture
+def llama_tiny(*, vocabulary: int = 256, length: int = 128) -> BlockGraph:
+    """Make a LLaMA that trains on a CPU: 6 blocks × 96, MLP 256, 4 heads; for bytes unless told otherwise.
+
+    Example:
+        >>> llama_tiny().output_shape
+        (128, 256)
+    """
+    return llama(blocks=6, width=96, hidden=256, heads=4, kv_heads=2, vocabulary=vocabulary, length=length)
+
+
+@architecture
+def llama_130m(*, vocabulary: int = 32_000, length: int = 1024) -> BlockGraph:
+    """Make the LLaMA of 130 M parameters: 12 blocks × 768, MLP 2048, 12 heads (arXiv 2505.17909, §4.3).
+
+    Example:
+        >>> len(llama_130m().counted)
+        12
+    """
+    return llama(blocks=12, width=768, hidden=2048, heads=12, vocabulary=vocabulary, length=length)
+
+
+@architecture
+def llama_250m(*, vocabulary: int = 32_000, length: int = 1024) -> BlockGraph:
+    """Make the LLaMA of 250 M parameters: 24 blocks × 768, MLP 2560, 16 heads (arXiv 2505.17909, §4.3).
+
+    Example:
+        >>> len(llama_250m().counted)
+        24
+    """
+    return llama(blocks=24, width=768, hidden=2560, heads=16, vocabulary=vocabulary, length=length)
+
+
+@architecture
+def llama_350m(*, vocabulary: int = 32_000, length: int = 1024) -> BlockGraph:
+    """Make the LLaMA of 350 M parameters: 24 blocks × 1024, MLP 2736, 16 heads (arXiv 2505.17909, §4.3).
+
+    Example:
+        >>> len(llama_350m().counted)
+        24
+    """
+    return llama(blocks=24, width=1024, hidden=2736, heads=16, vocabulary=vocabulary, length=length)
+
+
+def _expect_heads(width: int, heads: int, kv_heads: int) -> None:
+    if width % heads or heads % kv_heads or width // heads % 2:
+        raise GraphError(
+            f"llama: expected heads that divide width={width} into even sizes (rotary positions turn pairs) "
+            f"and kv_heads that divide heads, found heads={heads}, kv_heads={kv_heads}"
+        )
+
+
+def _attention(b: BlockWriter, x: Tensor, heads: int, kv_heads: int, rotary_base: float) -> Tensor:
+    width = x.shape[-1]
+    keys_width = width // heads * kv_heads
+    mixed = b.attention(
+        _project(b, x, width, "q_proj"),
+        _project(b, x, keys_width, "k_proj"),
+        _project(b, x, keys_width, "v_proj"),
+        heads=heads,
+        kv_heads=kv_heads,
+        causal=True,
+        rotary_base=rotary_base,
+    )
+    return _project(b, mixed, width, "o_proj")
+
+
+def _gated_mlp(b: BlockWriter, x: Tensor, hidden: int) -> Tensor:
+    """Write SwiGLU; Shazeer 2020, eq. 6."""
+    gate = b.activation(_project(b, x, hidden, "gate_proj"), "silu")
+    return _project(b, b.multiply(gate, _project(b, x, hidden, "up_proj")), x.shape[-1], "down_proj")
+
+
+def _project(b: BlockWriter, x: Tensor, features: int, name: str) -> Tensor:
+    return b.linear(x, features, bias=False, init="normal_002", name=name)
