@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from nt_core.errors import SpecError, TopologyError
+from nt_core.metrics import Metrics
 from nt_core.values import Count, Fraction, Value
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Model = TypeVar("Model", covariant=True)
+Report = Callable[[Mapping[str, Any]], None]
+"""Receives what happens in a training, as plain records with an ``event``."""
 
 
 class SGD(Value):
@@ -154,6 +159,25 @@ class Batches(Protocol):
 
         Training sets shuffle by (seed, number); test sets do not.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Generic[Model]):
+    """A finished training.
+
+    Attributes:
+        model: the trained one, of the backend that trained it.
+        steps: optimiser steps taken.
+        examples: training examples seen.
+        seconds: of training, evaluation between epochs aside.
+        metrics: on the test set, if there was one.
+    """
+
+    model: Model
+    steps: int
+    examples: int
+    seconds: float
+    metrics: Metrics | None
 
 
 def expect_finite_loss(loss: float, *, epoch: int, step: int, lr: float) -> None:

@@ -9,38 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from nt_core.checkpoint import Checkpoint
 from nt_core.errors import NeuroTrailsError, nearest
 from nt_core.metrics import Metrics
-from nt_core.training import Batches
+from nt_core.training import Batches, Trained
 
 ENGINE_VARIABLE: Final = "KERAS_BACKEND"
 """The environment variable that Keras reads once, when it is first imported."""
-
-
-class Trained(Protocol):
-    """What a backend's training returns."""
-
-    @property
-    def examples(self) -> int:
-        """Training examples seen."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps taken."""
-
-    @property
-    def seconds(self) -> float:
-        """Time spent on training."""
-
-    @property
-    def metrics(self) -> Metrics | None:
-        """On the test set."""
-
-    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
-        """Return the trained ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +29,7 @@ class Backend:
         engine: what Keras computes with, recorded too; None for other backends.
         packages: whose versions are recorded.
         train: (spec, training, data, …) → what was trained.
+        checkpoint: model → its portable checkpoint.
         load: (folder, device=…) → model.
         evaluate: (model, data) → metrics.
     """
@@ -59,7 +37,8 @@ class Backend:
     name: str
     engine: str | None = None
     packages: tuple[str, ...] = ()
-    train: Callable[..., Trained]
+    train: Callable[..., Trained[Any]]
+    checkpoint: Callable[[Any], Checkpoint]
     load: Callable[..., Any]
     evaluate: Callable[[Any, Batches], Metrics]
 
@@ -193,6 +172,7 @@ def _make(name: str, engine: str | None, packages: tuple[str, ...]) -> Backend:
         engine=engine,
         packages=packages,
         train=import_module(f"nt_{name}.train").train,
+        checkpoint=import_module(f"nt_{name}.checkpoint").checkpoint,
         load=import_module(f"nt_{name}.checkpoint").load,
         evaluate=import_module(f"nt_{name}.evaluate").evaluate,
     )

@@ -16,12 +16,11 @@ from nt_core.cost import cost
 from nt_core.metrics import Metrics
 from nt_core.run_spec import RunSpec
 from nt_core.spec import EnsembleSpec
-from nt_core.training import Data
-from nt_lab.backends import Backend, Trained, choose
+from nt_core.training import Data, Report, Trained
+from nt_lab.backends import Backend, choose
 from nt_lab.data import Normalisation, Split, load, load_test
 from nt_lab.runs import RunFolder, plain, row
 
-Report = Callable[[Mapping[str, Any]], None]
 KEPT_EVENTS: Final = ("update", "epoch")
 VERSIONS: Final = ("numpy", "datasets")
 """Packages whose versions are recorded with every run, beside those of its backend."""
@@ -84,7 +83,7 @@ def train(
             folder=target.path,
             report=note,
         )
-        saved = trained.checkpoint()
+        saved = chosen.checkpoint(trained.model)
         figures = _figures(spec, saved)
         record = _record(run, split, trained, figures, _where(chosen, start))
         unfinished.save(replace(saved, record=record))
@@ -129,7 +128,7 @@ def _figures(spec: EnsembleSpec, saved: Checkpoint) -> dict[str, Any]:
 
 
 def _record(
-    run: RunSpec, split: Split, trained: Trained, figures: Mapping[str, Any], where: Mapping[str, Any]
+    run: RunSpec, split: Split, trained: Trained[Any], figures: Mapping[str, Any], where: Mapping[str, Any]
 ) -> dict[str, Any]:
     metrics = trained.metrics
     assert metrics is not None

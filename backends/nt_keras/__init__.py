@@ -1,5 +1,6 @@
 """The Keras backend: compile a spec, train it with its topology, evaluate, save and load."""
 
+from nt_core.training import Trained
 from nt_core.update import Update
 from nt_keras.checkpoint import checkpoint, load
 from nt_keras.compile import Ensemble, compile  # noqa: A004
@@ -7,7 +8,7 @@ from nt_keras.evaluate import evaluate, predict
 from nt_keras.losses import Disagreement, EnsembleAccuracy, ensemble_loss
 from nt_keras.sparse import sparse
 from nt_keras.topology import Topology, TopologyUpdate
-from nt_keras.train import Trained, train
+from nt_keras.train import train
 
 __all__ = [
     "Disagreement",

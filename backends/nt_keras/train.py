@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from nt_core import DataError, EnsembleSpec
-from nt_core.checkpoint import Checkpoint
 from nt_core.metrics import Metrics
 from nt_core.structure import Reduction
-from nt_core.training import Batches, Training, expect_finite_loss
-from nt_keras.checkpoint import checkpoint
+from nt_core.training import Batches, Report, Trained, Training, expect_finite_loss
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.devices import device_of, has_accelerator, on_device
 from nt_keras.engine import deterministic
@@ -31,31 +29,7 @@ from nt_keras.optimizers import make_optimizer
 from nt_keras.sparse import sparse
 from nt_keras.topology import TopologyUpdate
 
-Report = Callable[[Mapping[str, Any]], None]
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        model: the trained one.
-        steps: optimiser steps taken.
-        examples: training examples seen.
-        seconds: of training, evaluation between epochs aside.
-        metrics: on the test set, if there was one.
-    """
-
-    model: Ensemble
-    steps: int
-    examples: int
-    seconds: float
-    metrics: Metrics | None
-
-    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
-        """Return the model as a portable checkpoint."""
-        return checkpoint(self.model, record)
 
 
 def train(
@@ -69,7 +43,7 @@ def train(
     trackers: Sequence[str] = (),
     folder: str | Path | None = None,
     report: Report = lambda _: None,
-) -> Trained:
+) -> Trained[Ensemble]:
     """Train what a spec declares; the twin of ``nt_torch.train``.
 
     Args:

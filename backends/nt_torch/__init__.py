@@ -1,11 +1,12 @@
 """The PyTorch backend: compile a spec, train it with its topology, evaluate, save and load."""
 
+from nt_core.training import Trained
 from nt_core.update import Update
 from nt_torch.checkpoint import checkpoint, load
 from nt_torch.compile import Ensemble, compile, ensemble_loss  # noqa: A004
 from nt_torch.evaluate import evaluate, predict
 from nt_torch.topology import Topology
-from nt_torch.train import Trained, train
+from nt_torch.train import train
 
 __all__ = [
     "Ensemble",

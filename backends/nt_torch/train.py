@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,40 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from nt_core import DataError, EnsembleSpec
-from nt_core.checkpoint import Checkpoint
 from nt_core.errors import nearest
 from nt_core.metrics import Metrics
-from nt_core.training import SGD, Adam, AdamW, Batches, Training, expect_finite_loss
-from nt_torch.checkpoint import checkpoint
+from nt_core.training import SGD, Adam, AdamW, Batches, Report, Trained, Training, expect_finite_loss
 from nt_torch.compile import Ensemble, compile, ensemble_loss, fast_layout, find_device  # noqa: A004
 from nt_torch.evaluate import evaluate
 from nt_torch.topology import Topology
 
-Report = Callable[[Mapping[str, Any]], None]
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        model: the trained module.
-        steps: optimiser steps taken.
-        examples: training examples seen.
-        seconds: of training, evaluation between epochs aside.
-        metrics: on the test set, if there was one.
-    """
-
-    model: Ensemble
-    steps: int
-    examples: int
-    seconds: float
-    metrics: Metrics | None
-
-    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
-        """Return the model as a portable checkpoint."""
-        return checkpoint(self.model, record)
 
 
 def train(
@@ -66,7 +38,7 @@ def train(
     trackers: Sequence[str] = (),
     folder: str | Path | None = None,
     report: Report = lambda _: None,
-) -> Trained:
+) -> Trained[Ensemble]:
     """Train what a spec declares.
 
     Args:
@@ -117,7 +89,7 @@ class _Run:
         total_steps = spec.plan.total_steps(self.steps_per_epoch)
         self.topology = Topology(self.model, self.optimizer, total_steps=total_steps, seed=seed)
 
-    def train(self, test: Batches | None) -> Trained:
+    def train(self, test: Batches | None) -> Trained[Ensemble]:
         total_steps = self.topology.total_steps
         epochs = math.ceil(total_steps / self.steps_per_epoch)
         self.report(

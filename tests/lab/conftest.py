@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from PIL import Image
 from nt_core import EnsembleSpec, initial_masks, initial_values
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.metrics import Metrics
+from nt_core.training import Trained
 from nt_lab.backends import BACKENDS, ENGINE_VARIABLE, Backend
 
 hypothesis.settings.register_profile("lab", deadline=None, derandomize=True)
@@ -33,20 +33,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
 
 
-@dataclass(frozen=True)
-class FakeTrained:
-    spec: EnsembleSpec
-    examples: int
-    steps: int
-    metrics: Metrics
-    seconds: float = 1.5
-
-    def checkpoint(self, record: Mapping[str, Any] | None = None) -> Checkpoint:
-        values = dict(initial_values(self.spec.layout, 0))
-        masks = dict(initial_masks(self.spec.topology, self.spec.layout, 0))
-        for name, mask in masks.items():
-            values[name] = values[name] * mask.dense()
-        return Checkpoint(spec=self.spec, values=values, masks=masks, record=record or {})
+def fake_checkpoint(spec: EnsembleSpec) -> Checkpoint:
+    values = dict(initial_values(spec.layout, 0))
+    masks = dict(initial_masks(spec.topology, spec.layout, 0))
+    for name, mask in masks.items():
+        values[name] = values[name] * mask.dense()
+    return Checkpoint(spec=spec, values=values, masks=masks)
 
 
 def measure(spec: EnsembleSpec, data: Any) -> Metrics:
@@ -62,7 +54,7 @@ def measure(spec: EnsembleSpec, data: Any) -> Metrics:
     return Metrics.sum(parts)
 
 
-def fake_train(spec: EnsembleSpec, training: Any, data: Any, **options: Any) -> FakeTrained:
+def fake_train(spec: EnsembleSpec, training: Any, data: Any, **options: Any) -> Trained[EnsembleSpec]:
     per_epoch = -(-len(data) // training.batch_size)
     total = spec.plan.total_steps(per_epoch)
     report, metrics = options["report"], measure(spec, options["test"])
@@ -77,18 +69,19 @@ def fake_train(spec: EnsembleSpec, training: Any, data: Any, **options: Any) -> 
             figures = {"loss": 1 / step, "density": 0.2, "accuracy": metrics.accuracy}
             report({"event": "epoch", "epoch": done, "step": step, **figures})
     seen = min(total * training.batch_size, epochs * len(data))
-    return FakeTrained(spec=spec, examples=seen, steps=total, metrics=metrics)
+    return Trained(model=spec, examples=seen, steps=total, metrics=metrics, seconds=1.5)
 
 
 VERBS: dict[str, Callable[..., Any]] = {
     "train": fake_train,
+    "checkpoint": fake_checkpoint,
     "load": lambda folder, device: load_checkpoint(folder),
     "evaluate": lambda model, data: measure(model.spec, data),
 }
 
 
 def make_fake_backend() -> Backend:
-    return Backend(name="fake", train=VERBS["train"], load=VERBS["load"], evaluate=VERBS["evaluate"])
+    return Backend(name="fake", **VERBS)
 
 
 @pytest.fixture
@@ -97,8 +90,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     monkeypatch.setenv(ENGINE_VARIABLE, "")  # set first, so that what the code under test sets is undone
     for name in BACKENDS:
-        for file, verb in (("train", "train"), ("checkpoint", "load"), ("evaluate", "evaluate")):
-            monkeypatch.setitem(sys.modules, f"nt_{name}.{file}", SimpleNamespace(**{verb: VERBS[verb]}))
+        for file in ("train", "checkpoint", "evaluate"):
+            monkeypatch.setitem(sys.modules, f"nt_{name}.{file}", SimpleNamespace(**VERBS))
 
     def install(*packages: str) -> None:
         there = {*packages, *(f"nt_{name}" for name in BACKENDS)}

@@ -105,7 +105,7 @@ def test_a_training_that_fails_keeps_the_earlier_run(tmp_path: Path, fake_backen
             options["report"]({"event": "epoch", "epoch": 1, "step": 1})
             raise KeyboardInterrupt
 
-        return Backend(name="failing", train=train, load=train, evaluate=train)
+        return Backend(name="failing", train=train, checkpoint=train, load=train, evaluate=train)
 
     with pytest.raises(NeuroTrailsError, match="holds a run already"):
         lab.train(small("seed=1"), tmp_path, backend=failing)

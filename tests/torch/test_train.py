@@ -67,7 +67,7 @@ def test_every_preset_trains_saves_and_loads(preset, tmp_path):
     assert events.count("epoch") == 10
     assert events.count("step") == 30
     assert ("update" in events) == (spec.topology.kind in {"dynamic", "gradual_pruning"})
-    save_checkpoint(tmp_path, trained.checkpoint({"seed": 0}))
+    save_checkpoint(tmp_path, nt_torch.checkpoint(trained.model, {"seed": 0}))
     loaded = nt_torch.load(tmp_path)
     x = Blobs(20).inputs
     np.testing.assert_array_equal(nt_torch.predict(loaded, x), nt_torch.predict(trained.model, x))
@@ -85,7 +85,7 @@ def test_a_loaded_network_of_convolutions_gives_the_same_bits(tmp_path):
 
     spec = PRESETS["neurotrails"](graph).replace(plan=OneRun(steps=3))
     trained = nt_torch.train(spec, Training(batch_size=30), Images(), device="cpu")
-    save_checkpoint(tmp_path, trained.checkpoint())
+    save_checkpoint(tmp_path, nt_torch.checkpoint(trained.model))
     x = np.random.default_rng(0).standard_normal((20, 1, 8, 8)).astype(np.float32)
     wanted = nt_torch.predict(trained.model, x)
     np.testing.assert_array_equal(nt_torch.predict(nt_torch.load(tmp_path), x), wanted)
