@@ -141,7 +141,7 @@ def cases(quick: bool) -> dict[str, Network]:
         graph = nt_models.mlp(inputs=size, hidden=(size, size), classes=10)
         return lambda: perceptron(size), graph, 1, batch
 
-    small = {"WRN-10-2, batch 64": wide(10, 2, 1, 64), "MLP 1024, batch 128": mlp(1024, 128)}
+    small = {"WRN-10-2, batch 32": wide(10, 2, 1, 32), "MLP 1024, batch 128": mlp(1024, 128)}
     return small if quick else small | {"WRN-16-4, batch 64": wide(16, 4, 2, 64)}
 
 
@@ -167,6 +167,7 @@ def main() -> None:
         for optimizer, make in OPTIMIZERS.items():
             figures = measure(network, make, arguments.rounds, arguments.jit or "auto")
             results.append({"network": name, "optimizer": optimizer, **figures})
+            print(f"{name}, {optimizer}: {figures['ratio_amortised']:.3f}", flush=True)
     keys = ("dense_seconds", "masked_seconds", "update_seconds")
     print_table(
         ["network", "optimizer", "dense ms", "masked ms", "an update ms", "ratio", "ratio, ΔT = 100"],
