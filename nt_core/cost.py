@@ -1,8 +1,8 @@
 """Cost: weights and floating-point operations of a spec, from its graph alone.
 
-FLOPs are 2 × multiply-adds of convolutions and linear maps, forward, for one example; the backbone is counted
-once and each weight with its own active count. A training step is 3 × forward (RigL, Evci et al. 2020,
-appendix H); a topology that reads the dense gradient every ΔT steps costs
+FLOPs are 2 × multiply-adds of convolutions and linear maps, forward, for one example (of a language model one
+sequence); the backbone is counted once and each weight with its own active count. A training step is 3 ×
+forward (RigL, Evci et al. 2020, appendix H); a topology that reads the dense gradient every ΔT steps costs
 (3·f_S·ΔT + 2·f_S + f_D) / (ΔT + 1) on average.
 """
 
@@ -11,12 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
+from nt_core.graph import Tokens
 from nt_core.ops import Op
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import Layout, Single, part_label
 from nt_core.topology import Dense, Dynamic, GradualPruning, criteria
+from nt_core.weights import Role
+
+PARAMETERS: Mapping[Role, str] = MappingProxyType(
+    {"kernel": "kernels", "bias": "biases", "scale": "norms", "table": "embeddings"}
+)
+"""What a trained array is called when parameters are counted; a norm's shift is among the biases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +60,9 @@ class Cost:
         layers: every convolution and linear map, in the order of the layout.
         blocks_counted: depth of the graph in blocks.
         split: counted blocks in the backbone.
-        parameters_total: every trainable element, biases, norms and embeddings too, active or not.
+        parameters: every trainable element, active or not, by what it is: ``kernels``, ``biases``, ``norms``,
+            ``embeddings`` (tables that are looked up or added: class tokens and positions too).
+        tokens: in one example, where the network reads token numbers; None elsewhere.
         flops_inference: sparse FLOPs for one example.
         flops_dense: FLOPs for one example that a dense execution of the same ensemble computes.
         flops_products: FLOPs among activations (attention), which no mask saves; not in the other figures.
@@ -64,13 +74,19 @@ class Cost:
     layers: tuple[LayerCost, ...]
     blocks_counted: int
     split: int
-    parameters_total: int
+    parameters: Mapping[str, int]
+    tokens: int | None
     flops_inference: int
     flops_dense: int
     flops_products: int
     flops_training_step: float
     single_weights: int
     single_flops: int
+
+    @property
+    def parameters_total(self) -> int:
+        """Every trainable element, biases, norms and embeddings too, active or not."""
+        return sum(self.parameters.values())
 
     @cached_property
     def weights_total(self) -> int:
@@ -113,6 +129,8 @@ class Cost:
                 "density": self.density,
             },
             "parameters_total": self.parameters_total,
+            "parameters": dict(self.parameters),
+            "tokens": self.tokens,
             "flops": {
                 "inference": self.flops_inference,
                 "training_step": self.flops_training_step,
@@ -151,7 +169,8 @@ def cost(spec: EnsembleSpec, counts: Mapping[str, int] | None = None) -> Cost:
         layers=layers,
         blocks_counted=len(spec.graph.counted),
         split=sum(block.kind == "counted" for block in backbone),
-        parameters_total=sum(p.weight.size for p in layout.weights if p.weight.trainable),
+        parameters=_parameters(layout),
+        tokens=spec.graph.input.length if isinstance(spec.graph.input, Tokens) else None,
         flops_inference=sparse,
         flops_dense=dense,
         flops_products=_products(layout),
@@ -159,6 +178,14 @@ def cost(spec: EnsembleSpec, counts: Mapping[str, int] | None = None) -> Cost:
         single_weights=sum(p.weight.size for p in single.sparsifiable),
         single_flops=sum(_flops(single, {}).values()),
     )
+
+
+def _parameters(layout: Layout) -> dict[str, int]:
+    found = dict.fromkeys(PARAMETERS.values(), 0)
+    for placed in layout.weights:
+        if placed.weight.trainable:
+            found[PARAMETERS[placed.weight.role]] += placed.weight.size
+    return found
 
 
 def _flops(layout: Layout, counts: Mapping[str, int]) -> dict[str, int]:

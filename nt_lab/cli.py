@@ -14,6 +14,7 @@ from nt_lab import console
 
 if TYPE_CHECKING:
     from nt_core import EnsembleSpec, RunSpec
+    from nt_core.cost import Cost
 
 EXIT_USER_ERROR = 2
 PRESET_EPOCHS = 20
@@ -89,6 +90,12 @@ def describe(
     all_heads: Annotated[
         bool, typer.Option("--all", help="List every head, also where they are alike.")
     ] = False,
+    examples: Annotated[
+        float | None, typer.Option(min=0, help="Add up training FLOPs over so many examples.")
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option(min=0, help="The same, over so many tokens of a language model.")
+    ] = None,
 ) -> None:
     """Show what a spec declares: blocks, weights, split, cost."""
     from nt_core.cost import cost
@@ -98,8 +105,11 @@ def describe(
         typer.echo(run.to_yaml(), nl=False)
         return
     figures = cost(ensemble)
+    amount = _examples(figures, examples, tokens)
     if as_json:
-        console.print_json({"name": run.name, "spec": run.to_dict(), **figures.to_dict()})
+        whole = None if amount is None else figures.flops_training_step * amount
+        about = {"name": run.name, "spec": run.to_dict(), "flops_training": whole}
+        console.print_json({**about, **figures.to_dict()})
         return
     from nt_lab import tables
 
@@ -108,7 +118,29 @@ def describe(
     for line in tables.split_lines(figures, ensemble.layout):
         screen.print(line, highlight=False)
     screen.print(tables.weights_table(figures, ensemble.layout, all_heads=all_heads))
-    screen.print(tables.totals_table(figures))
+    screen.print(tables.totals_table(figures, amount))
+
+
+@app.command("cost")
+def papers_cost(
+    as_json: JsonOption = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+) -> None:
+    """Show what the methods of the papers cost, from their graphs alone."""
+    from dataclasses import asdict
+
+    from nt_lab import papers, tables
+
+    if as_markdown:
+        typer.echo(papers.markdown(), nl=False)
+        return
+    lines = papers.lines()
+    if as_json:
+        console.print_json([asdict(line) for line in lines])
+        return
+    screen = console.screen()
+    for table in tables.papers_tables(lines):
+        screen.print(table, "")
 
 
 @app.command()
@@ -242,6 +274,19 @@ def _read(spec: str, overrides: Sequence[str]) -> tuple[RunSpec, EnsembleSpec]:
 def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
     """Replace whichever of epochs and steps the file gives; giving both is the spec's error to report."""
     return {} if epochs is None and steps is None else {"plan": {"epochs": epochs, "steps": steps}}
+
+
+def _examples(figures: Cost, examples: float | None, tokens: float | None) -> float | None:
+    """Return over how many examples training FLOPs are added up."""
+    from nt_core.errors import NeuroTrailsError
+
+    if examples is not None and tokens is not None:
+        raise NeuroTrailsError("--examples and --tokens: expected one of them, found both; leave one out")
+    if tokens is None:
+        return examples
+    if figures.tokens is None:
+        raise NeuroTrailsError("--tokens: the network reads no tokens; use --examples")
+    return tokens / figures.tokens
 
 
 def _choices(run: RunSpec) -> str:

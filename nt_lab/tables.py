@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from nt_core.cost import Cost, LayerCost
 from nt_core.structure import Layout, Part, part_label
+
+if TYPE_CHECKING:
+    from nt_lab.papers import Line
 
 
 def weights_table(cost: Cost, layout: Layout, *, all_heads: bool = False) -> Table:
@@ -91,8 +94,13 @@ def _blocks(part: Part) -> str:
     return " + ".join([f"{len(counted)} counted{named}", *rest])
 
 
-def totals_table(cost: Cost) -> Table:
-    """Return the totals beside those of the single dense network."""
+def totals_table(cost: Cost, examples: float | None = None) -> Table:
+    """Return the totals beside those of the single dense network.
+
+    Args:
+        cost: of what is described.
+        examples: what training FLOPs are added up over; None: of one example only.
+    """
     relative = cost.relative_to_single_dense()
     table = _narrow_table()
     for name in ("", "here", "single dense", "relative"):
@@ -111,14 +119,59 @@ def totals_table(cost: Cost) -> Table:
     )
     for name, here, single, key in lines:
         table.add_row(name, here, single, f"{relative[key]:.4f}")
+    for name, here, single in _other_amounts(cost, examples):
+        table.add_row(name, here, single, "")
     table.add_section()
     table.add_row("density", f"{cost.density:.6g}", "1", "")
-    table.add_row("parameters, biases and norms too", f"{cost.parameters_total:,}", "", "")
+    table.add_row("parameters", f"{cost.parameters_total:,}", "", "")
+    for name, count in cost.parameters.items():
+        if count:
+            table.add_row(f"  {name}", f"{count:,}", "", "")
     table.add_row("FLOPs if executed densely", si(cost.flops_dense), "", "")
     if cost.flops_products:
-        table.add_row("FLOPs among activations", si(cost.flops_products), "", "")
-    table.caption = "FLOPs: for one example; 2 × multiply-adds; training: forward and backward."
+        table.add_row("FLOPs of attention's products", si(cost.flops_products), "", "")
+    example = f"one sequence of {cost.tokens:,} tokens" if cost.tokens else "one example"
+    table.caption = f"FLOPs: for {example}; 2 × multiply-adds; training: forward and backward."
     return table
+
+
+def _other_amounts(cost: Cost, examples: float | None) -> Iterator[tuple[str, str, str]]:
+    """Return FLOPs for one token, and for a whole training: name, here, single dense."""
+    if cost.tokens:
+        for name, here, single in (
+            ("inference", cost.flops_inference, cost.single_flops),
+            ("training", cost.flops_training_step, 3 * cost.single_flops),
+        ):
+            yield f"{name} FLOPs, one token", si(here / cost.tokens), si(single / cost.tokens)
+    if examples is not None:
+        amount = f"{examples * cost.tokens:,.0f} tokens" if cost.tokens else f"{examples:,.0f} examples"
+        here, single = cost.flops_training_step * examples, 3 * cost.single_flops * examples
+        yield f"training FLOPs, {amount}", si(here), si(single)
+
+
+def papers_tables(lines: Sequence[Line]) -> Iterator[Table]:
+    """Return a table for each setting of the papers; see :mod:`nt_lab.papers`."""
+    for setting, same in groupby(lines, key=lambda line: line.setting):
+        table = _narrow_table(title=setting, title_justify="left", title_style="bold")
+        names = ("weights", "active\nweights", "training\nFLOPs", "inference\nFLOPs", "at uniform\ndensity")
+        for name in ("method, trained for", *names):
+            table.add_column(name, justify="left" if name.startswith("method") else "right", no_wrap=True)
+        notes: list[str] = []
+        for line in same:
+            mark = ""
+            if line.published:
+                notes.append(line.published)
+                mark = f" [{len(notes)}]"
+            absolute = [si(value) for value in (line.weights, line.active)]
+            absolute += [si(value) for value in (line.flops_training, line.flops_inference)]
+            ratios = [f"{ratio:.4f}×" for ratio in line.relative.values()]
+            table.add_row(
+                Text(f"{line.method}{mark}\n  {line.length}"),
+                *(f"{a}\n{b}" for a, b in zip(absolute, ratios, strict=False)),
+                f"\n{ratios[-1]}",
+            )
+        table.caption = Text("\n".join(f"[{number}] {note}" for number, note in enumerate(notes, 1)))
+        yield table
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:

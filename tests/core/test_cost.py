@@ -63,6 +63,7 @@ def test_figures_are_sums_over_layers_of_active_weights_times_positions(spec: En
     assert found.blocks_counted == len(spec.graph.counted)
     trainable = [p.weight.size for p in spec.layout.weights if p.weight.role != "running"]
     assert found.parameters_total == sum(trainable)
+    assert found.parameters["kernels"] == found.weights_total
 
 
 @settings(max_examples=100)

@@ -103,6 +103,17 @@ def test_the_page_lists_what_describe_prints_as_json(cli: str) -> None:
     assert first_cells(section(cli, "### JSON of `nt describe`")) == keys
 
 
+def test_the_page_lists_what_cost_prints_as_json(cli: str) -> None:
+    found = json.loads(CliRunner().invoke(app, ["cost", "--json"]).stdout)
+    assert first_cells(section(cli, "### JSON of `nt cost`")) == set(dotted(found[0]))
+
+
+def test_the_papers_page_holds_what_cost_prints(root: Path) -> None:
+    page = (root / "docs/explanation/papers.md").read_text(encoding="utf-8")
+    found = CliRunner().invoke(app, ["cost", "--markdown"]).stdout
+    assert page.endswith(found), "put the output of nt cost --markdown at the page's end"
+
+
 def test_the_page_lists_what_compare_prints_as_json(cli: str) -> None:
     cost = {
         "weights": {"active": 1},

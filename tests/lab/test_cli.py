@@ -61,6 +61,27 @@ def test_describe_as_json_has_the_published_figures() -> None:
     assert sum(layer["active"] for layer in found["layers"]) == found["weights"]["active"]
 
 
+def test_describe_adds_up_a_training_by_examples_or_tokens() -> None:
+    found = json.loads(nt("describe", "neurotrails", "--examples", "1e6", "--json").stdout)
+    assert found["flops_training"] == 1e6 * found["flops"]["training_step"]
+    assert "training FLOPs, 1,000,000 examples" in nt("describe", "neurotrails", "--examples", "1e6").stdout
+    assert "reads no tokens" in complaint("describe", "neurotrails", "--tokens", "10")
+    assert "found both" in complaint("describe", "neurotrails", "--tokens", "10", "--examples", "10")
+
+
+def test_describe_counts_a_language_model_for_each_token() -> None:
+    graph = ["--set", "graph={name: llama_130m}"]
+    found = json.loads(nt("describe", "single", *graph, "--tokens", "1024e6", "--json").stdout)
+    assert (found["tokens"], found["parameters_total"]) == (1024, 134_105_856)
+    assert found["parameters"]["embeddings"] == 32_000 * 768
+    assert found["flops"]["inference"] == 2 * 1024 * found["parameters"]["kernels"]
+    assert found["flops"]["attention_products"] == 12 * 2 * 2 * 1024**2 * 768
+    assert found["flops_training"] == 6 * found["parameters"]["kernels"] * 1024e6
+    shown = nt("describe", "single", *graph).stdout
+    assert "inference FLOPs, one token" in shown
+    assert "one sequence of 1,024 tokens" in shown
+
+
 def test_describe_shows_one_head_for_all_that_are_alike() -> None:
     text = nt("describe", "neurotrails").stdout
     assert "3 heads, alike" in text
