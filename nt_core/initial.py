@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,26 @@ from numpy.typing import NDArray
 from nt_core.mask import Mask
 from nt_core.random import Random, Stream
 from nt_core.selection import top_k
-from nt_core.structure import Layout
+from nt_core.structure import Layout, PlacedWeight
 from nt_core.topology import AnyTopology, Dense, GradualPruning, final_counts
 from nt_core.weights import Weight
 
+PART: Final = 1 << 18
+"""Values drawn at a time."""
 
-def initial_values(layout: Layout, seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+
+def initial_values(
+    layout: Layout, seed: int, *, into: Callable[[PlacedWeight], NDArray[np.float32]] | None = None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Draw every array of an ensemble, one after another; dense, without masks.
 
     Heads start from different values because their names differ. Scales and running variances are 1, biases
     and running means 0.
+
+    Args:
+        layout: what there is to draw.
+        seed: keys all of it.
+        into: gives the array that a weight's values are written into, of its shape; None: a new one each.
 
     Yields:
         (full name, float32 array of the weight's shape).
@@ -35,8 +45,9 @@ def initial_values(layout: Layout, seed: int) -> Iterator[tuple[str, NDArray[np.
     random = Random(seed)
     for placed in layout.weights:
         stream = random.at(weight=placed.name, purpose="initial")
-        flat = draw(placed.weight, stream, slice(0, placed.weight.size, 1))
-        yield placed.name, flat.reshape(placed.weight.shape)
+        values = into(placed) if into else np.empty(placed.weight.shape, np.float32)
+        _fill(values.reshape(-1), placed.weight, stream)
+        yield placed.name, values
 
 
 def draw(weight: Weight, stream: Stream, positions: slice | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -59,6 +70,12 @@ def draw(weight: Weight, stream: Stream, positions: slice | NDArray[np.integer[A
         case "constant":
             values = np.full(stream.uniform(positions).shape, parameter)
     return values.astype(np.float32)
+
+
+def _fill(flat: NDArray[np.float32], weight: Weight, stream: Stream) -> None:
+    """Draw part by part: float64 draws of a whole weight would be twice its size."""
+    for start in range(0, flat.size, PART):
+        flat[start : start + PART] = draw(weight, stream, slice(start, min(start + PART, flat.size), 1))
 
 
 def initial_masks(topology: AnyTopology, layout: Layout, seed: int) -> Iterator[tuple[str, Mask]]:

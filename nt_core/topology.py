@@ -108,6 +108,11 @@ class Dynamic(Value):
         """Tell whether an update follows the ``step``-th optimiser step (counted from 1)."""
         return step % self.interval == 0 and self.drop_fraction.at(step, total_steps) > 0
 
+    def next_due(self, step: int, total_steps: int) -> int | None:
+        """Return the first step after ``step`` that an update follows; drop fractions never rise again."""
+        later = (step // self.interval + 1) * self.interval
+        return later if later <= total_steps and self.due(later, total_steps) else None
+
 
 class GradualPruning(Value):
     """Start dense and prune the smallest magnitudes, never growing (Zhu & Gupta 2017, §3).
@@ -144,6 +149,12 @@ class GradualPruning(Value):
         """Tell whether a pruning follows the ``step``-th optimiser step (counted from 1)."""
         begin, end = self.window(total_steps)
         return step == end or (begin < step < end and (step - begin) % self.interval == 0)
+
+    def next_due(self, step: int, total_steps: int) -> int | None:
+        """Return the first step after ``step`` that a pruning follows."""
+        begin, end = self.window(total_steps)
+        passed = max(0, step - begin) // self.interval
+        return min(begin + (passed + 1) * self.interval, end) if step < end else None
 
     def window(self, total_steps: int) -> tuple[int, int]:
         """Return the steps of the first and the last pruning."""
@@ -187,11 +198,8 @@ def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
         >>> next_due(Dynamic(sparsity=0.5), 100, 1000), next_due(Dynamic(sparsity=0.5), 900, 1000)
         (200, None)
     """
-    if not isinstance(topology, Dynamic | GradualPruning):
-        return None
-    return next(
-        (later for later in range(step + 1, total_steps + 1) if topology.due(later, total_steps)), None
-    )
+    changes = isinstance(topology, Dynamic | GradualPruning)
+    return topology.next_due(step, total_steps) if changes else None
 
 
 def reads_gradient(topology: AnyTopology, policy: Policy | None = None) -> bool:

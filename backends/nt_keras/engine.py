@@ -174,6 +174,14 @@ def _set(variables: Sequence[Any], values: Sequence[Any]) -> None:
         variable.assign(value)
 
 
+def padded_conv(images: Any, kernel: Any, strides: tuple[int, int], pads: Any) -> Any:
+    """Convolve channels-last images with any paddings, without a padded copy; JAX only."""
+    from jax.lax import conv_general_dilated
+
+    layouts = ("NHWC", "HWIO", "NHWC")
+    return conv_general_dilated(images, kernel, strides, pads, dimension_numbers=layouts)
+
+
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Make TensorFlow compute the same bits each time; the other engines do on CPUs."""

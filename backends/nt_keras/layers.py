@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from nt_keras.devices import has_accelerator
-from nt_keras.engine import ENGINE
+from nt_keras.engine import ENGINE, padded_conv
 
 MASK = "weight_mask"
 """The variable beside a masked kernel: bool, True where a connection is active."""
@@ -74,9 +74,13 @@ class _Padded(keras.layers.Layer):  # type: ignore[misc]
         self.pads = tuple(tuple(side) for side in pads)
 
     def call(self, inputs: Any) -> Any:
-        if self.padding == "valid" and any(map(any, self.pads)):
-            inputs = ops.pad(inputs, ((0, 0), *self.pads, (0, 0)), constant_values=self.fill)
-        return super().call(inputs)
+        return super().call(self.padded(inputs))
+
+    def padded(self, inputs: Any) -> Any:
+        """Return a padded copy of images, if there is anything to pad."""
+        if self.padding != "valid" or not any(map(any, self.pads)):
+            return inputs
+        return ops.pad(inputs, ((0, 0), *self.pads, (0, 0)), constant_values=self.fill)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         batch, height, width, channels = input_shape
@@ -100,8 +104,18 @@ class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
         if self.strides == (1, 1) and self.pads == tuple(((k - 1) // 2, k // 2) for k in self.kernel_size):
             self.padding = "same"  # the same numbers without a padded copy
 
+    def padded(self, inputs: Any) -> Any:
+        """Leave the padding to the convolution, where the engine's takes any."""
+        return inputs if self._takes_pads else super().padded(inputs)
+
+    @property
+    def _takes_pads(self) -> bool:
+        return ENGINE == "jax" and self.groups == 1 and self.padding == "valid"
+
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolve; on CPUs group by group: XLA, which Keras calls, takes up to 100 times as long."""
+        if self._takes_pads:
+            return padded_conv(inputs, ops.convert_to_tensor(kernel), self.strides, self.pads)
         depthwise = self.groups == inputs.shape[-1] == self.filters
         if self.groups == 1 or ENGINE == "torch" or (depthwise and ENGINE == "jax") or has_accelerator():
             return super().convolution_op(inputs, kernel)

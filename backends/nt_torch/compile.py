@@ -130,11 +130,15 @@ class Ensemble(nn.Module):
 
     def set_mask(self, name: str, mask: Mask) -> None:
         """Give a weight a mask and set its inactive elements to zero."""
-        weight = self.array(name)
-        active = torch.from_numpy(mask.dense()).to(weight.device)
-        self.owner(name).register_buffer(MASK, active)
+        active = self.register_mask(name, mask)
         with torch.no_grad():
-            weight.masked_fill_(~active, 0)
+            self.array(name).masked_fill_(~active, 0)
+
+    def register_mask(self, name: str, mask: Mask) -> Tensor:
+        """Put a mask beside a weight, whose values stay as they are; return it as a tensor."""
+        active = torch.from_numpy(mask.dense()).to(self.array(name).device)
+        self.owner(name).register_buffer(MASK, active)
+        return active
 
 
 def _key(block: str, node: str) -> str:
@@ -182,10 +186,18 @@ def compile(  # noqa: A001
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.num_batches_tracked is not None:
                 module.num_batches_tracked.zero_()
-        for name, value in initial_values(spec.layout, seed):
-            model.array(name).copy_(torch.from_numpy(value))
+        # Masks first: making one takes several times its size, and parameters not yet filled take no memory.
         for name, mask in initial_masks(spec.topology, spec.layout, seed):
-            model.set_mask(name, mask)
+            model.register_mask(name, mask)
+            del mask
+        in_place = dtype == torch.float32 and find_device(device).type == "cpu"
+        memory = (lambda placed: model.array(placed.name).detach().numpy()) if in_place else None
+        for name, value in initial_values(spec.layout, seed, into=memory):
+            array, active = model.array(name), model.mask(name)
+            if not in_place:
+                array.copy_(torch.from_numpy(value))
+            if active is not None:
+                array.masked_fill_(~active, 0)
     return model
 
 

@@ -24,7 +24,9 @@ from nt_core.topology import (
     Semantics,
     Static,
     criteria,
+    due,
     final_counts,
+    next_due,
 )
 
 fractions = st.one_of(st.floats(1e-9, 1), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.75, 1.0]))
@@ -92,6 +94,21 @@ def test_pruning_in_one_shot_happens_once(when: float, interval: int, total: int
     topology = GradualPruning(sparsity=0.5, begin=when, end=when, interval=interval)
     due = [step for step in range(1, total + 1) if topology.due(step, total)]
     assert due == [max(1, round(when * total))]
+
+
+@given(st.data(), drops, fractions, fractions, intervals, st.integers(1, 300))
+def test_the_next_update_is_the_first_that_is_due(
+    data: st.DataObject, drop: DropFraction, one: float, other: float, interval: int, total: int
+) -> None:
+    begin, end = sorted((one, other))
+    for topology in (
+        Dynamic(sparsity=0.5, drop_fraction=drop, interval=interval),
+        GradualPruning(sparsity=0.5, begin=begin, end=end, interval=interval),
+        Static(sparsity=0.5),
+    ):
+        step = data.draw(st.integers(0, total + 2))
+        later = (later for later in range(step + 1, total + 1) if due(topology, later, total))
+        assert next_due(topology, step, total) == next(later, None)
 
 
 def test_pruning_cannot_end_before_it_begins() -> None:
