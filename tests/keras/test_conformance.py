@@ -297,6 +297,8 @@ class FitBackend(KerasBackend):
         "gelu",
         "batch_norm_image",
         "attention_all",
+        "class_token",
+        "take_token",
         "skipping/split_down",
     ),
     ids=str,
@@ -327,6 +329,7 @@ def _channels_first():
         "global_avg_pool",
         "batch_norm_image",
         "flatten",
+        "to_sequence",
     ),
     ids=str,
 )
@@ -335,7 +338,19 @@ def test_keras_image_data_format_changes_nothing(case):
 
 
 @pytest.mark.parametrize(
-    "case", named("gelu", "layer_norm_image", "skipping/single", "language_model/single"), ids=str
+    "case",
+    named(
+        "gelu",
+        "layer_norm_image",
+        "to_sequence",
+        "class_token",
+        "positions",
+        "take_token",
+        "transpose",
+        "skipping/single",
+        "language_model/single",
+    ),
+    ids=str,
 )
 def test_a_part_of_a_model_is_saved_and_loaded(case, tmp_path):
     model = build(case, "float32").model
