@@ -36,11 +36,12 @@ from nt_core.testing import (
 )
 from nt_core.testing.conformance import Check, assert_close
 from nt_core.testing.strategies import cases
+from nt_models.tiny import TINY
 
 GRAPHS = {
     "nt_mlp": nt_models.mlp(inputs=(1, 4, 3), hidden=(6, 5), classes=3),
     "nt_mlp_norm": nt_models.mlp(inputs=5, hidden=(6, 5), classes=3, norm=True),
-    "wide_resnet": nt_models.wide_resnet(depth=10, width=1, size=8, channels=1, classes=10),
+    **{name: make() for name, make in TINY.items()},
 }
 OPS, MODELS = op_cases(), model_cases(GRAPHS)
 

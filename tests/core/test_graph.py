@@ -500,8 +500,9 @@ def test_a_multi_layer_perceptron_counts_its_hidden_layers() -> None:
     assert nt_models.mlp(inputs=4, hidden=(), classes=3).counted == ()
 
 
-def test_the_wide_resnet_is_written_in_at_most_60_lines() -> None:
-    text = (Path(nt_models.__file__).parent / "wide_resnet.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["wide_resnet", "mixer"])
+def test_an_architecture_is_written_in_at_most_60_lines(name: str) -> None:
+    text = (Path(nt_models.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(lines) <= 60
 
@@ -512,8 +513,12 @@ def test_models_of_the_conformance_suite_are_consistent(name: str) -> None:
 
 
 def test_every_architecture_a_spec_can_name_is_recorded_under_that_name() -> None:
+    small = {"blocks": 2, "width": 8, "hidden": 12}
     arguments: Mapping[str, Mapping[str, Any]] = {
+        "llama": {**small, "heads": 2},
+        "mixer": {**small, "tokens": 5},
         "mlp": {"inputs": 4},
+        "vit": {**small, "heads": 2},
         "wide_resnet": {"depth": 10, "width": 1},
     }
     for name, make in nt_models.ARCHITECTURES.items():
