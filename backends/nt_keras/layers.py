@@ -166,6 +166,63 @@ class MaxPool2D(_Padded, keras.layers.MaxPooling2D):  # type: ignore[misc]
     fill = -math.inf
 
 
+class _Table(keras.layers.Layer):  # type: ignore[misc]
+    """Holds learned vectors, (rows, features)."""
+
+    def __init__(self, rows: int, features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows, self.features = rows, features
+
+    def build(self, input_shape: Any) -> None:
+        self.table = self.add_weight(shape=(self.rows, self.features), initializer="zeros", name="table")
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rows": self.rows, "features": self.features}
+
+
+@register
+class ClassToken(_Table):
+    """Puts the table's rows before each sequence. (B, T, D) → (B, rows + T, D)."""
+
+    def call(self, inputs: Any) -> Any:
+        token = ops.broadcast_to(self.table, (ops.shape(inputs)[0], self.rows, self.features))
+        return ops.concatenate([token, inputs], axis=1)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        batch, length, features = input_shape
+        return batch, self.rows + length, features
+
+
+@register
+class Positions(_Table):
+    """Adds the table to each sequence. (B, rows, D) → (B, rows, D)."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + self.table
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+@register
+class TakeToken(keras.layers.Layer):  # type: ignore[misc]
+    """Takes the vector at one place. (B, T, D) → (B, D)."""
+
+    def __init__(self, index: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.index = index
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[:, self.index]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape[0], input_shape[2]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "index": self.index}
+
+
 @register
 class Attention(keras.layers.Layer):  # type: ignore[misc]
     """Scaled dot-product attention of projected queries, keys and values; :class:`nt_core.ops.Attention`."""
