@@ -198,8 +198,9 @@ def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
         >>> next_due(Dynamic(sparsity=0.5), 100, 1000), next_due(Dynamic(sparsity=0.5), 900, 1000)
         (200, None)
     """
-    changes = isinstance(topology, Dynamic | GradualPruning)
-    return topology.next_due(step, total_steps) if changes else None
+    if not isinstance(topology, Dynamic | GradualPruning):
+        return None
+    return topology.next_due(step, total_steps)
 
 
 def reads_gradient(topology: AnyTopology, policy: Policy | None = None) -> bool:

@@ -100,6 +100,12 @@ def settings() -> tuple[Setting, ...]:
             examples=100_000,
             methods=_vision(tiny, split=4, sparsity=0.8, dense=100, sparse=200),
         ),
+        Setting(
+            title="ResNet-50, ImageNet",
+            unit="epochs",
+            examples=1_281_167,
+            methods=_vision(nt_models.resnet(depth=50), split=6, sparsity=0.7, dense=90, sparse=270),
+        ),
         *(
             Setting(
                 title=f"LLaMA-{size}, C4, 1024 tokens",

@@ -145,8 +145,8 @@ def _other_amounts(cost: Cost, examples: float | None) -> Iterator[tuple[str, st
             yield f"{name} FLOPs, one token", si(here / cost.tokens), si(single / cost.tokens)
     if examples is not None:
         amount = f"{examples * cost.tokens:,.0f} tokens" if cost.tokens else f"{examples:,.0f} examples"
-        here, single = cost.flops_training_step * examples, 3 * cost.single_flops * examples
-        yield f"training FLOPs, {amount}", si(here), si(single)
+        whole = (cost.flops_training_step * examples, 3 * cost.single_flops * examples)
+        yield f"training FLOPs, {amount}", si(whole[0]), si(whole[1])
 
 
 def papers_tables(lines: Sequence[Line]) -> Iterator[Table]:
