@@ -131,10 +131,10 @@ def papers_cost(
 
     from nt_lab import papers, tables
 
-    if as_markdown:
-        typer.echo(papers.markdown(), nl=False)
-        return
     lines = papers.lines()
+    if as_markdown:
+        typer.echo(tables.papers_markdown(lines), nl=False)
+        return
     if as_json:
         console.print_json([asdict(line) for line in lines])
         return

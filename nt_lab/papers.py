@@ -10,7 +10,6 @@ import nt_models
 from nt_core import BlockGraph, Dynamic, EnsembleSpec, Independent, Static
 from nt_core.cost import cost
 from nt_core.presets import full_ensemble, neurotrails, neurotrails_lm, single, treenet
-from nt_lab.tables import si
 
 FREETICKETS: Final = "arXiv 2106.14568"
 NEUROTRAILS: Final = "arXiv 2505.17909"
@@ -130,30 +129,6 @@ def lines(chosen: Sequence[Setting] | None = None) -> list[Line]:
         0.6831
     """
     return [line for setting in chosen or settings() for line in _lines(setting)]
-
-
-def markdown() -> str:
-    """Return all tables as the page of the documentation shows them."""
-    found = lines()
-    parts = []
-    for setting in settings():
-        rows = [line for line in found if line.setting == setting.title]
-        parts.append(f"## {setting.title}\n\n{HEADER}\n" + "\n".join(map(_row, rows)))
-    return "\n\n".join(parts) + "\n"
-
-
-HEADER: Final = (
-    "| method | trained for | parameters | weights | active | training FLOPs | inference FLOPs "
-    "| inference FLOPs at uniform density | published |\n" + "|---" * 2 + "|--:" * 6 + "|---|"
-)
-
-
-def _row(line: Line) -> str:
-    relative = [f"{ratio:.4f}×" for ratio in line.relative.values()]
-    training, inference = f"{si(line.flops_training)}, ", f"{si(line.flops_inference)}, "
-    cells = [line.method, line.length, si(line.parameters), *relative[:2]]
-    cells += [training + relative[2], inference + relative[3], relative[4], line.published]
-    return f"| {' | '.join(cells)} |"
 
 
 def _cifar(graph: BlockGraph) -> tuple[Method, ...]:

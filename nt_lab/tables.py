@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -172,6 +172,28 @@ def papers_tables(lines: Sequence[Line]) -> Iterator[Table]:
             )
         table.caption = Text("\n".join(f"[{number}] {note}" for number, note in enumerate(notes, 1)))
         yield table
+
+
+def papers_markdown(lines: Sequence[Line]) -> str:
+    """Return the same tables as the page of the documentation shows them."""
+    parts = []
+    for setting, same in groupby(lines, key=lambda line: line.setting):
+        parts.append(f"## {setting}\n\n{PAPERS_HEADER}\n" + "\n".join(map(_markdown_row, same)))
+    return "\n\n".join(parts) + "\n"
+
+
+PAPERS_HEADER: Final = (
+    "| method | trained for | parameters | weights | active | training FLOPs | inference FLOPs "
+    "| inference FLOPs at uniform density | published |\n" + "|---" * 2 + "|--:" * 6 + "|---|"
+)
+
+
+def _markdown_row(line: Line) -> str:
+    relative = [f"{ratio:.4f}×" for ratio in line.relative.values()]
+    training, inference = f"{si(line.flops_training)}, ", f"{si(line.flops_inference)}, "
+    cells = [line.method, line.length, si(line.parameters), *relative[:2]]
+    cells += [training + relative[2], inference + relative[3], relative[4], line.published]
+    return f"| {' | '.join(cells)} |"
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -116,6 +116,10 @@ class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
         """Convolve; on CPUs group by group: XLA, which Keras calls, takes up to 100 times as long."""
         if self._takes_pads:
             return padded_conv(inputs, ops.convert_to_tensor(kernel), self.strides, self.pads)
+        if ENGINE == "torch" and self.kernel_size == (1, 1) and not has_accelerator():
+            # With strides and few channels, PyTorch's gradient writes past its memory.
+            inputs = inputs[:, :: self.strides[0], :: self.strides[1]]
+            return ops.conv(inputs, kernel, data_format=self.data_format)
         depthwise = self.groups == inputs.shape[-1] == self.filters
         if self.groups == 1 or ENGINE == "torch" or (depthwise and ENGINE == "jax") or has_accelerator():
             return super().convolution_op(inputs, kernel)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d, pad, scaled_dot_product_attention
+from torch.nn.functional import conv2d, max_pool2d, pad, scaled_dot_product_attention
 
 from nt_core import ops
 from nt_core.values import Shape
@@ -30,6 +30,17 @@ class _PaddedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(pad(x, self.pads))
+
+
+class _PointwiseConv2d(nn.Conv2d):
+    """A 1×1 convolution with strides: it reads what it needs, and no more.
+
+    On CPUs PyTorch's own gradient writes past its memory where images are channels last and channels few.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias, groups=self.groups)
 
 
 class _MaxPool2d(nn.Module):
@@ -147,7 +158,8 @@ def _conv2d(op: ops.Conv2d, _: Sequence[Shape]) -> nn.Module:
     (top, bottom), (left, right) = op.padding
     if top != bottom or left != right:
         return _PaddedConv2d(op)
-    return nn.Conv2d(
+    pointwise = op.kernel == (1, 1) and op.stride != (1, 1) and not (top or left)
+    return (_PointwiseConv2d if pointwise else nn.Conv2d)(
         op.in_channels,
         op.out_channels,
         op.kernel,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nt_core import EnsembleSpec, Random
+from nt_core import EnsembleSpec, Random, ops
 from nt_core.ops import OPS
 from nt_core.policies import Layer
 from nt_core.testing import CHECKS, check_dropout, check_update, model_cases, op_cases, update_cases
@@ -145,3 +145,22 @@ def test_uniform_numbers_are_those_of_numpy(start, seed):
     random = Random(seed)
     ours = TorchArrays(torch.device("cpu")).draws(random, weight="w", step=1, purpose="grow").uniform(where)
     np.testing.assert_array_equal(ours.numpy(), random.at(weight="w", step=1, purpose="grow").uniform(where))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_pointwise_convolutions_with_strides_keep_to_their_memory(channels: int) -> None:
+    """PyTorch's own crash here on CPUs, sooner or later, where images are channels last."""
+    op = ops.Conv2d(in_channels=channels, out_channels=8, kernel=(1, 1), stride=(2, 2), bias=True)
+    ours, theirs = LOWERINGS[ops.Conv2d](op, [(channels, 8, 6)]), torch.nn.Conv2d(channels, 8, 1, 2)
+    ours.load_state_dict(theirs.state_dict())
+    ours.to(memory_format=torch.channels_last)
+    for seed in range(20):
+        x = torch.randn((8, channels, 8, 6), generator=torch.Generator().manual_seed(seed))
+        last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        first = x.clone().requires_grad_()
+        found, expected = ours(last), theirs(first)
+        torch.testing.assert_close(found, expected)
+        found.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(last.grad, first.grad)
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
