@@ -12,6 +12,7 @@ import nt_models
 from nt_core import Features, GraphBuilder, Independent, MultiHead, Single, ops
 from nt_core.errors import NeuroTrailsError
 from nt_core.graph import Node
+from nt_core.ops.base import windows
 from nt_core.reference import REFERENCE, Applied, Array, forward, value_and_gradients
 from nt_core.reference.attention import rotate
 from nt_core.reference.images import fold, unfold
@@ -124,10 +125,10 @@ def test_fold_is_the_transpose_of_unfold(data: st.DataObject) -> None:
     padding = data.draw(st.tuples(pads, pads))
     kernel = tuple(data.draw(st.integers(1, n + sum(p))) for n, p in zip(shape[2:], padding, strict=True))
     x = rng(0).normal(size=shape)
-    windows = unfold(x, kernel, stride, padding)
-    w = rng(1).normal(size=windows.shape)
-    assert windows.shape[2:4] == ops.windows(shape[1:], kernel, stride, padding)
-    np.testing.assert_allclose((windows * w).sum(), (x * fold(w, shape, stride, padding)).sum(), atol=1e-10)
+    found = unfold(x, kernel, stride, padding)
+    w = rng(1).normal(size=found.shape)
+    assert found.shape[2:4] == windows(shape[1:], kernel, stride, padding)
+    np.testing.assert_allclose((found * w).sum(), (x * fold(w, shape, stride, padding)).sum(), atol=1e-10)
 
 
 # Small cases worked out by hand.
