@@ -180,7 +180,7 @@ def build_graph(source: Mapping[str, Any], architectures: Architectures) -> Bloc
     """
     if not isinstance(source, Mapping):
         raise SpecError(f"graph: expected keys and values; found {source!r}")
-    if "blocks" in source:
+    if "blocks" in source and "name" not in source:
         return BlockGraph.from_dict(source)
     arguments = dict(source)
     name = arguments.pop("name", None)
