@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from nt_core import EnsembleSpec, RunSpec
 
 EXIT_USER_ERROR = 2
-PRESET_EPOCHS = 20
-"""How long a preset named alone is trained unless something else is asked for."""
 
 
 class Commands(TyperGroup):
@@ -45,7 +43,16 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or a preset's name.")]
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="A YAML or JSON file, the name of a preset or an architecture, or my_model.py:graph.",
+    ),
+]
+PresetOption = Annotated[
+    str | None, typer.Option(help="The preset of an architecture, or instead of a file's own.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 SetOption = Annotated[
     list[str] | None,
@@ -57,7 +64,9 @@ BackendOption = Annotated[
     str | None, typer.Option(help="torch or keras; by default the first of them that is installed.")
 ]
 EngineOption = Annotated[str | None, typer.Option(help="What Keras computes with: tensorflow, jax or torch.")]
-DataOption = Annotated[str | None, typer.Option(help="digits, a folder, or a dataset's name on the hub.")]
+DataOption = Annotated[
+    str | None, typer.Option(help="digits, text:PATH, a folder, or a dataset's name on the hub.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -83,6 +92,7 @@ def options(
 @app.command()
 def describe(
     spec: SpecArgument,
+    preset: PresetOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the spec, spelled out.")] = False,
@@ -93,7 +103,7 @@ def describe(
     """Show what a spec declares: blocks, weights, split, cost."""
     from nt_core.cost import cost
 
-    run, ensemble = _read(spec, overrides or [])
+    run, ensemble = _read(spec, overrides or [], preset)
     if as_yaml:
         typer.echo(run.to_yaml(), nl=False)
         return
@@ -114,6 +124,7 @@ def describe(
 @app.command()
 def train(
     spec: SpecArgument,
+    preset: PresetOption = None,
     data: DataOption = None,
     seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
@@ -132,11 +143,13 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a spec and keep the run in a folder."""
+    from nt_lab import architectures
+
     shortcuts = {"data.source": data, "seed": seed, **_plan(epochs, steps)}
     changes = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
-    run, _ = _read(spec, [*(overrides or []), *changes])
-    if spec == run.preset and run.plan.epochs is None and run.plan.steps is None:
-        run = run.replace(plan=run.plan.replace(epochs=PRESET_EPOCHS))
+    run, ensemble = _read(spec, [*(overrides or []), *changes], preset)
+    if Path(spec).suffix not in architectures.FILES:
+        run = architectures.with_plan(run)
     console.quiet_libraries()
     from nt_lab import backends, tables
     from nt_lab import train as lab
@@ -231,12 +244,11 @@ def schema() -> None:
     console.print_json(json_schema())
 
 
-def _read(spec: str, overrides: Sequence[str]) -> tuple[RunSpec, EnsembleSpec]:
-    import nt_models
-    from nt_core import read_spec
+def _read(spec: str, overrides: Sequence[str], preset: str | None) -> tuple[RunSpec, EnsembleSpec]:
+    from nt_lab import architectures
 
-    run = read_spec(spec, nt_models.ARCHITECTURES, overrides)
-    return run, run.ensemble(nt_models.ARCHITECTURES)
+    run = architectures.read(spec, overrides, preset)
+    return run, run.ensemble(architectures.ARCHITECTURES)
 
 
 def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
@@ -245,7 +257,7 @@ def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
 
 
 def _choices(run: RunSpec) -> str:
-    graph = run.graph.get("name", "graph")
+    graph = (run.graph.get("origin") or run.graph).get("name", "graph")
     sparsity = getattr(run.topology, "sparsity", None)
     topology = run.topology.kind if sparsity is None else f"{run.topology.kind} at sparsity {sparsity:g}"
     return f"{graph}, {run.structure.kind}, {topology}, {run.aggregation}"

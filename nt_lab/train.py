@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import nt_core
-import nt_models
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
 from nt_core.metrics import Metrics
 from nt_core.run_spec import RunSpec
 from nt_core.spec import EnsembleSpec
 from nt_core.training import Data
+from nt_lab.architectures import ARCHITECTURES
 from nt_lab.backends import Backend, Trained, choose
 from nt_lab.data import Normalisation, Split, load, load_test
 from nt_lab.runs import RunFolder, plain, row
@@ -62,7 +62,7 @@ def train(
             until the new one is complete.
     """
     target = RunFolder(Path(folder))
-    spec = run.ensemble(nt_models.ARCHITECTURES)
+    spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(steps_per_epoch=1)  # an open-ended plan is an error before any data is loaded
     make_backend = backend or choose()  # a missing framework is one too
     with target.replacing(overwrite=overwrite) as unfinished:
