@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from pydantic import PydanticUserError
+
 import nt_models
 from nt_core import PRESETS, BlockGraph, RunSpec, Tokens, architecture, read_spec
 from nt_core.errors import NeuroTrailsError, SpecError, nearest
@@ -137,14 +139,10 @@ def _from_file(name: str) -> Callable[..., BlockGraph]:
         functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise SpecError(f"{name}: the file has no function {function!r}{nearest(function, functions)}")
 
-    @wraps(make)
-    def expect_graph(*args: Any, **kwargs: Any) -> BlockGraph:
-        graph = make(*args, **kwargs)
-        if not isinstance(graph, BlockGraph):
-            raise SpecError(f"{name}: expected a function that returns a BlockGraph, found {graph!r:.80}")
-        return graph
-
-    build = architecture(expect_graph)
+    try:
+        build = architecture(make)
+    except (NameError, PydanticUserError) as error:
+        raise SpecError(f"{name}: its arguments' types cannot be read: {error}") from None
 
     @wraps(make)
     def named(**arguments: Any) -> BlockGraph:
@@ -157,10 +155,10 @@ def _from_file(name: str) -> Callable[..., BlockGraph]:
 @cache
 def _run(path: Path, changed: int) -> ModuleType:
     """Run a user's file, once as long as it does not change; it may import what lies beside it."""
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    found = importlib.util.spec_from_file_location(f"file {path}", path)
     assert found is not None
     assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)  # where annotations are looked up
     sys.path.insert(0, str(path.parent))
     try:
         found.loader.exec_module(module)

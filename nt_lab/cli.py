@@ -143,6 +143,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a spec and keep the run in a folder."""
+    from nt_core import Tokens
     from nt_lab import architectures
 
     shortcuts = {"data.source": data, "seed": seed, **_plan(epochs, steps)}
@@ -165,7 +166,8 @@ def train(
     if as_json:
         console.print_json(lab.result(lab.train(run, folder, **settings), folder))
         return
-    with progress(console.screen(stderr=True), run.name) as report:
+    shown = "perplexity" if isinstance(ensemble.graph.input, Tokens) else "accuracy"
+    with progress(console.screen(stderr=True), run.name, shown) as report:
         record = lab.train(run, folder, report=report, **settings)
     screen = console.screen()
     screen.print(tables.compare_table([lab.result(record, folder)]))
@@ -185,6 +187,7 @@ def evaluate(
     console.quiet_libraries()
     from nt_lab import backends, tables
     from nt_lab import train as lab
+    from nt_lab.runs import RunFolder
 
     metrics = lab.evaluate(
         run,
@@ -196,7 +199,8 @@ def evaluate(
     if as_json:
         console.print_json({"run": str(run), **figures})
     else:
-        console.screen().print(tables.metrics_table(figures))
+        unit = RunFolder(run).record()["data"].get("unit", "examples")
+        console.screen().print(tables.metrics_table(figures, unit))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nt_core import Tokens
 from nt_core.metrics import Metrics, evaluation_batch_size
 from nt_core.training import Batches
 from nt_keras.compile import Ensemble
@@ -54,5 +55,8 @@ def evaluate(model: Ensemble, data: Batches, *, batch_size: int | None = None) -
 
 
 def _logits(model: Ensemble, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    given = model.spec.graph.input
+    if isinstance(given, Tokens) and inputs.size:
+        given.expect_tokens(int(inputs.min()), int(inputs.max()))
     logits = model.predict_on_batch(batch_to_keras(inputs))
     return np.moveaxis(np.asarray(logits, dtype=np.float32), 1, 0)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nt_core import Tokens
 from nt_core.metrics import Metrics, evaluation_batch_size
 from nt_core.training import Batches
 from nt_torch.compile import as_numpy, unwrap
@@ -56,6 +57,9 @@ def evaluate(model: nn.Module, data: Batches, *, batch_size: int | None = None) 
 
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
+    given = unwrap(model).spec.graph.input
+    if isinstance(given, Tokens) and inputs.numel():
+        given.expect_tokens(int(inputs.min()), int(inputs.max()))
     mode = model.training
     model.eval()
     try:
