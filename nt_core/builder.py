@@ -272,7 +272,9 @@ def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
         except ValidationError as error:
             raise explain(error, "graph") from None
         if not isinstance(graph, BlockGraph):
-            raise SpecError(f"{make.__name__}: expected a function that returns a BlockGraph, found {graph!r:.80}")
+            raise SpecError(
+                f"{make.__name__}: expected a function that returns a BlockGraph, found {graph!r:.80}"
+            )
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in kwargs.items()}
         return graph.with_origin({"name": make.__name__, **plain})
 

@@ -74,8 +74,8 @@ class Tokens(Value):
         """
         if lowest < 0 or highest >= self.vocabulary:
             raise DataError(
-                f"input: expected tokens from 0 to {self.vocabulary - 1}, found {lowest} to {highest}; use the "
-                "tokenizer that the model was trained with"
+                f"input: expected tokens from 0 to {self.vocabulary - 1}, found {lowest} to {highest}; "
+                "use the tokenizer that the model was trained with"
             )
 
 

@@ -1,4 +1,4 @@
-"""What ``SPEC`` on the command line may be: a file, a preset, an architecture, a function in a user's file."""
+"""What ``SPEC`` on the command line may be: a file, a preset, an architecture, a user's own function."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def read(source: str, overrides: Sequence[str] = (), preset: str | None = None) 
     if source not in ARCHITECTURES:
         known = nearest(source, [*PRESETS, *ARCHITECTURES])
         raise SpecError(
-            f"{source}: neither a spec file (.yaml, .json), a preset, an architecture nor my_model.py:graph{known}"
+            f"{source}: expected a spec file (.yaml, .json), a preset, an architecture or my_model.py:graph, "
+            f"found none of them{known}"
         )
     return _read_architecture(source, overrides, preset or "single")
 
@@ -133,7 +134,7 @@ def _from_file(name: str) -> Callable[..., BlockGraph]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise SpecError(f"{name}: no file {file!r}; give the path of a Python file")
-    module = _run(path.resolve(), path.stat().st_mtime_ns)
+    module = _run(path.resolve(), changed=path.stat().st_mtime_ns)
     make = getattr(module, function, None)
     if not callable(make):
         functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
@@ -153,12 +154,14 @@ def _from_file(name: str) -> Callable[..., BlockGraph]:
 
 
 @cache
-def _run(path: Path, changed: int) -> ModuleType:
+def _run(path: Path, *, changed: int) -> ModuleType:  # noqa: ARG001 (a key of the cache)
     """Run a user's file, once as long as it does not change; it may import what lies beside it."""
     found = importlib.util.spec_from_file_location(f"file {path}", path)
     assert found is not None
     assert found.loader is not None
-    module = sys.modules[found.name] = importlib.util.module_from_spec(found)  # where annotations are looked up
+    module = sys.modules[found.name] = importlib.util.module_from_spec(
+        found
+    )  # where annotations are looked up
     sys.path.insert(0, str(path.parent))
     try:
         found.loader.exec_module(module)

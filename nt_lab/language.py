@@ -24,8 +24,9 @@ def load_text(
         )
         if not len(train):
             raise DataError(
-                f"data {data.source!r}: {len(test)} sequences of {length} tokens, all of them held out; expected "
-                f"one more to train on; give a longer text, or lower data.text.held_out={data.text.held_out:g}"
+                f"data {data.source!r}: {len(test)} sequences of {length} tokens, all of them held out; "
+                "expected one more to train on; give a longer text, or lower "
+                f"data.text.held_out={data.text.held_out:g}"
             )
         return replace(train, shuffle_seed=seed), test
     if stream_epoch is None:
@@ -51,8 +52,8 @@ def _tokenizer_and_length(data: Data, graph: BlockGraph) -> tuple[Tokenizer, int
     length, outputs = graph.input.length, graph.output_shape
     if data.source == DIGITS:
         raise DataError(
-            f"data.source: {DIGITS!r} are images, but the graph reads tokens; give --data text:PATH, a folder "
-            "or a dataset's name on the hub"
+            f"data.source: {DIGITS!r} are images, but the graph reads tokens; give --data text:PATH, a "
+            "folder or a dataset's name on the hub"
         )
     if len(outputs) != 2 or outputs[0] != length:
         raise DataError(

@@ -156,10 +156,12 @@ def _kind(feature: Any) -> str:
 
 
 def is_saved(path: Path) -> bool:
+    """Return whether a folder holds what ``save_to_disk`` wrote."""
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def explain(source: str, path: Path, error: Exception) -> str:
+    """Say in one line why a source cannot be loaded, and what to do."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if path.exists():
         remedy = "expected parquet files, images in a folder for each class, or a saved dataset"

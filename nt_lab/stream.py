@@ -75,12 +75,12 @@ class Stream:
 
 
 def pack(documents: Iterable[bytes], tokenizer: Tokenizer, length: int) -> Iterator[NDArray[Any]]:
-    """Yield windows (T + 1,) of the documents' tokens, each beginning with the last token of the one before.
+    r"""Yield windows (T + 1,) of the documents' tokens, each beginning with the last token of the one before.
 
     Example:
         >>> from nt_lab.tokenizer import open_tokenizer
         >>> [window.tobytes() for window in pack([b"ab", b"cdef"], open_tokenizer("bytes"), length=3)]
-        [b'ab\\nc', b'cdef']
+        [b'ab\nc', b'cdef']
     """
     tokens = np.empty(0, np.uint8)
     for number, document in enumerate(documents):
@@ -124,10 +124,12 @@ def held_out_sequences(splits: Streams, data: Data, tokenizer: Tokenizer, length
     settings = data.text
     if settings.held_out:
         found = read_documents(splits, data, data.train, "data.train")
-        documents = (text for i, text in enumerate(found) if is_held_out(i, settings.held_out))
+        held_out: Iterator[bytes] = (
+            text for i, text in enumerate(found) if is_held_out(i, settings.held_out)
+        )
     else:
-        documents = read_documents(splits, data, data.test, "data.test")
-    windows = list(islice(pack(documents, tokenizer, length), settings.test_sequences))
+        held_out = read_documents(splits, data, data.test, "data.test")
+    windows = list(islice(pack(held_out, tokenizer, length), settings.test_sequences))
     if not windows:
         raise DataError(
             f"data {data.source!r}: what is tested on is shorter than a sequence of {length} tokens; raise "

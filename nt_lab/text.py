@@ -71,7 +71,7 @@ def count_sequences(tokens: NDArray[Any], length: int) -> int:
 
 
 def read_text(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
-    """Return the tokens (N,) of a text file, or of all ``.txt`` files in a folder in the order of their names.
+    """Return the tokens (N,) of a text file, or of the ``.txt`` files in a folder in the order of names.
 
     Args:
         source: ``text:PATH``.
@@ -113,4 +113,6 @@ def split_text(tokens: NDArray[Any], length: int, held_out: float, where: str) -
             f"{found}; give a longer text, or a graph of shorter sequences"
         )
     begin = (count - max(1, round(held_out * count))) * length
-    return Sequences(tokens=tokens[: begin + 1], length=length), Sequences(tokens=tokens[begin:], length=length)
+    return Sequences(tokens=tokens[: begin + 1], length=length), Sequences(
+        tokens=tokens[begin:], length=length
+    )

@@ -55,12 +55,13 @@ def open_tokenizer(name: str) -> Tokenizer:
     path = Path(name).expanduser()
     if path.suffix == ".json" and not path.is_file():
         raise DataError(
-            f"{SETTING}: no file {name!r}; expected {BYTES!r}, a tokenizer.json, a folder or a name on the hub"
+            f"{SETTING}: no file {name!r}; expected {BYTES!r}, a tokenizer.json, a folder or a name on the "
+            "hub"
         )
     return _from_file(path) if path.is_file() else _from_transformers(name)
 
 
-def _encode_bytes(document: bytes, where: str) -> NDArray[np.uint8]:
+def _encode_bytes(document: bytes, _: str) -> NDArray[np.uint8]:
     """Return bytes as they are; a newline ends a document that does not end in one."""
     if document and not document.endswith(b"\n"):
         document += b"\n"

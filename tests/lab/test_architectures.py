@@ -79,7 +79,9 @@ def test_a_language_model_by_name_has_a_recipe_of_its_own() -> None:
 
 def test_presets_and_files_are_read_as_before(tmp_path: Path) -> None:
     assert read("neurotrails", ["topology.sparsity=0.7"]).topology.sparsity == 0.7
-    (tmp_path / "one.yaml").write_text("preset: single\ngraph: {name: mlp, inputs: 64, hidden: [9], classes: 3}\n")
+    (tmp_path / "one.yaml").write_text(
+        "preset: single\ngraph: {name: mlp, inputs: 64, hidden: [9], classes: 3}\n"
+    )
     path = str(tmp_path / "one.yaml")
     assert read(path).structure.kind == "single"
     assert read(path, preset="full_ensemble").structure.kind == "independent"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,7 +206,9 @@ def test_graphs_that_do_not_fit(text: str) -> None:
 
 def documents_in(found: list[bytes]) -> set[int]:
     """Return which documents windows have a whole number of."""
-    return {int(word) for window in found for word in window[1:-1].split(b" ")[1:-1] if word.strip().isdigit()}
+    return {
+        int(word) for window in found for word in window[1:-1].split(b" ")[1:-1] if word.strip().isdigit()
+    }
 
 
 def test_a_stream_goes_on_from_epoch_to_epoch_and_never_ends(lines: str) -> None:
@@ -389,5 +391,3 @@ def test_sequences_longer_than_the_model_s_and_tokens_beyond_its_vocabulary() ->
         nt_torch.predict(model, np.zeros((1, 9), np.int64))
     with pytest.raises(DataError, match="input: expected tokens from 0 to 255, found 3 to 256"):
         nt_torch.predict(model, np.full((1, 8), 256) - np.eye(1, 8, dtype=np.int64) * 253)
-
-
