@@ -291,6 +291,10 @@ def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
             graph = checked(*args, **kwargs)
         except ValidationError as error:
             raise explain(error, "graph") from None
+        if not isinstance(graph, BlockGraph):
+            raise SpecError(
+                f"{make.__name__}: expected a function that returns a BlockGraph, found {graph!r:.80}"
+            )
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in kwargs.items()}
         return graph.with_origin({"name": make.__name__, **plain})
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import networkx as nx
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from nt_core.errors import GraphError, nearest
+from nt_core.errors import DataError, GraphError, nearest
 from nt_core.ops import AnyOp, Embedding, Op
 from nt_core.values import Count, Shape, Value, explain
 
@@ -60,6 +60,23 @@ class Tokens(Value):
     def shape(self) -> Shape:
         """The shape of one example."""
         return (self.length,)
+
+    def expect_tokens(self, lowest: int, highest: int) -> None:
+        """Check the lowest and the highest number of a batch: frameworks do not, or not on a GPU.
+
+        Raises:
+            DataError: one is outside the vocabulary.
+
+        Example:
+            >>> Tokens(length=4, vocabulary=256).expect_tokens(0, 256)  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            nt_core.errors.DataError: input: expected tokens from 0 to 255, found 0 to 256; ...
+        """
+        if lowest < 0 or highest >= self.vocabulary:
+            raise DataError(
+                f"input: expected tokens from 0 to {self.vocabulary - 1}, found {lowest} to {highest}; "
+                "use the tokenizer that the model was trained with"
+            )
 
 
 AnyInput = Annotated[Image | Features | Tokens, Field(discriminator="kind")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -26,6 +26,21 @@ ECE_BINS: Final = 15
 
 _EDGES: Final = np.arange(1, ECE_BINS) / ECE_BINS
 _CHUNK: Final = 1 << 19  # logits turned into float64 at a time
+_BATCH, _BATCH_LOGITS = 256, 1 << 26  # examples, and logits, that are computed at a time
+
+
+def evaluation_batch_size(members: int, output: Sequence[int]) -> int:
+    """Return how many examples to predict at a time: 256, or fewer where each has many logits.
+
+    Args:
+        members: M.
+        output: the shape of one example's logits.
+
+    Example:
+        >>> evaluation_batch_size(3, (10,)), evaluation_batch_size(3, (1024, 32_000))
+        (256, 1)
+    """
+    return min(_BATCH, max(1, _BATCH_LOGITS // (members * math.prod(output))))
 
 
 def aggregate(logits: NDArray[Any], how: Aggregation = "mean_prob") -> NDArray[np.float64]:
@@ -107,8 +122,9 @@ class Metrics:
         """Measure one batch.
 
         Args:
-            logits: (M, B, C), finite, the member axis first; B may be 0.
-            labels: (B,) integers in [0, C).
+            logits: (M, B, C), or (M, B, T, C) where each token counts as an example; finite, the member axis
+                first; B may be 0.
+            labels: (B,) or (B, T) integers in [0, C).
             aggregation: how members are averaged.
 
         Raises:
@@ -117,7 +133,11 @@ class Metrics:
         Example:
             >>> Metrics.of(np.zeros((3, 2, 10)), np.array([0, 9])).correct  # ties go to the lowest class
             1
+            >>> Metrics.of(np.zeros((3, 2, 5, 10)), np.zeros((2, 5), int)).count
+            10
         """
+        if logits.ndim == 4 and logits.shape[1:3] == labels.shape:
+            logits, labels = logits.reshape(len(logits), labels.size, -1), labels.reshape(-1)
         _check_logits(logits)
         members, batch, classes = logits.shape
         _check_labels(labels, batch, classes)
@@ -177,10 +197,7 @@ class Metrics:
     @property
     def perplexity(self) -> float:
         """Exponential of `nll`; infinite beyond the range of float64."""
-        try:
-            return math.exp(self.nll)
-        except OverflowError:
-            return math.inf
+        return _exp(self.nll)
 
     @property
     def ece(self) -> float:
@@ -196,6 +213,11 @@ class Metrics:
     def member_nll(self) -> NDArray[np.float64]:
         """(M,) mean negative log-likelihood of each member, in nats."""
         return self.member_nll_sum / self._examples
+
+    @property
+    def member_perplexity(self) -> NDArray[np.float64]:
+        """(M,) exponential of `member_nll`; infinite beyond the range of float64."""
+        return np.array([_exp(nll) for nll in self.member_nll])
 
     @property
     def disagreement_matrix(self) -> NDArray[np.float64]:
@@ -214,8 +236,9 @@ class Metrics:
         return int(self.disagreements.sum()) / (self._examples * self.disagreements.size)
 
     def summary(self) -> dict[str, float]:
-        """Return the figures that stand in a history: accuracy, NLL, ECE and disagreement."""
-        return {name: getattr(self, name) for name in ("accuracy", "nll", "ece", "disagreement")}
+        """Return the figures that stand in a history: accuracy, NLL, perplexity, ECE and disagreement."""
+        names = ("accuracy", "nll", "perplexity", "ece", "disagreement")
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, float | list[float]]:
         """Give all metrics as numbers for JSON.
@@ -233,6 +256,7 @@ class Metrics:
             **{name: getattr(self, name) for name in scalars},
             "member_accuracy": self.member_accuracy.tolist(),
             "member_nll": self.member_nll.tolist(),
+            "member_perplexity": self.member_perplexity.tolist(),
         }
 
     @property
@@ -240,6 +264,13 @@ class Metrics:
         if not (count := self.count):
             raise DataError("no examples: measure at least one before asking for a metric")
         return count
+
+
+def _exp(nll: float) -> float:
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def _measure(logits: NDArray[Any], labels: NDArray[Any], aggregation: Aggregation) -> Metrics:

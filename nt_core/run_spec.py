@@ -101,10 +101,8 @@ def read_spec(source: str | Path, architectures: Architectures, overrides: Seque
     else:
         known = nearest(str(source), PRESETS)
         raise SpecError(f"{source}: neither a .yaml or .json file nor a preset{known}")
-    for override in overrides:
-        data = merge(data, _parse_override(override))
     try:
-        return spell_out(data, architectures)
+        return spell_out(data, architectures, overrides)
     except NeuroTrailsError as error:
         raise type(error)(f"{source}: {error}") from None
 
@@ -120,12 +118,21 @@ DEFAULT_GRAPH: Final = {
 """What a preset takes where no graph is given: a small Wide-ResNet for the bundled digits."""
 
 
-def spell_out(data: Mapping[str, Any], architectures: Architectures) -> RunSpec:
+def spell_out(
+    data: Mapping[str, Any], architectures: Architectures, overrides: Sequence[str] = ()
+) -> RunSpec:
     """Make a run spec of a file's content, a preset standing for what the file leaves out.
+
+    Args:
+        data: the content.
+        architectures: as for :func:`read_spec`.
+        overrides: as for :func:`read_spec`.
 
     Raises:
         SpecError: as :func:`read_spec`.
     """
+    for override in overrides:
+        data = merge(data, _parse_override(override))
     _expect_names(data, "")
     version = data.get("version", VERSION)
     if isinstance(version, int) and version > VERSION:
@@ -173,7 +180,7 @@ def build_graph(source: Mapping[str, Any], architectures: Architectures) -> Bloc
     """
     if not isinstance(source, Mapping):
         raise SpecError(f"graph: expected keys and values; found {source!r}")
-    if "blocks" in source:
+    if "blocks" in source and "name" not in source:
         return BlockGraph.from_dict(source)
     arguments = dict(source)
     name = arguments.pop("name", None)

@@ -126,18 +126,40 @@ class Training(Value):
         return self
 
 
+class Text(Value):
+    """How text becomes sequences of tokens, for graphs that read tokens.
+
+    Attributes:
+        tokenizer: ``bytes``; a ``tokenizer.json``; or a folder or a name on the hub, for ``transformers``.
+        held_out: share of the text that is tested on and not trained on; 0: a stream's split ``data.test``.
+        column: of a dataset, which holds the text.
+        subset: of a dataset on the hub that has several, ``en`` of ``allenai/c4`` say.
+        shuffle_buffer: sequences of a stream among which the next is drawn.
+        test_sequences: the most that a stream is tested on.
+    """
+
+    tokenizer: str = "bytes"
+    held_out: Fraction = 0.1
+    column: str = "text"
+    subset: str | None = None
+    shuffle_buffer: Count = 1000
+    test_sequences: Count = 256
+
+
 class Data(Value):
     """What is trained on.
 
     Attributes:
         source: ``digits`` (the 1,797 handwritten digits that scikit-learn carries), a name on the Hugging
-            Face hub, or a folder.
+            Face hub, a folder, or ``text:PATH``, a text file or a folder of them. A graph that reads tokens
+            takes what the hub or a folder holds as a stream.
         train: the split to train on.
         test: the split to evaluate on.
         image: the column of images; None: the only one there is.
         label: the column of labels; None: the only one there is.
         augment: ``none``; ``crop``: pad by an eighth of the size and crop at random; ``flip_crop``: mirror at
             random too.
+        text: how text becomes sequences of tokens.
     """
 
     source: str = "digits"
@@ -146,6 +168,7 @@ class Data(Value):
     image: str | None = None
     label: str | None = None
     augment: Literal["none", "crop", "flip_crop"] = "none"
+    text: Text = Text()
 
 
 class Batches(Protocol):
@@ -157,7 +180,8 @@ class Batches(Protocol):
     def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Yield (inputs (B, *shape), labels (B, …)); the last batch may be smaller.
 
-        Training sets shuffle by (seed, number); test sets do not.
+        Training sets shuffle by (seed, number); test sets do not. A stream, which has no end, calls a part of
+        it an epoch: epoch 1 is its beginning, each other one goes on where the last ended.
         """
 
 

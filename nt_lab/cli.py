@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from nt_core.cost import Cost
 
 EXIT_USER_ERROR = 2
-PRESET_EPOCHS = 20
-"""How long a preset named alone is trained unless something else is asked for."""
 
 
 class Commands(TyperGroup):
@@ -46,7 +44,16 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or a preset's name.")]
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="A YAML or JSON file, the name of a preset or an architecture, or my_model.py:graph.",
+    ),
+]
+PresetOption = Annotated[
+    str | None, typer.Option(help="The preset of an architecture, or instead of a file's own.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 SetOption = Annotated[
     list[str] | None,
@@ -58,7 +65,9 @@ BackendOption = Annotated[
     str | None, typer.Option(help="torch or keras; by default the first of them that is installed.")
 ]
 EngineOption = Annotated[str | None, typer.Option(help="What Keras computes with: tensorflow, jax or torch.")]
-DataOption = Annotated[str | None, typer.Option(help="digits, a folder, or a dataset's name on the hub.")]
+DataOption = Annotated[
+    str | None, typer.Option(help="digits, text:PATH, a folder, or a dataset's name on the hub.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -84,6 +93,7 @@ def options(
 @app.command()
 def describe(
     spec: SpecArgument,
+    preset: PresetOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the spec, spelled out.")] = False,
@@ -100,7 +110,7 @@ def describe(
     """Show what a spec declares: blocks, weights, split, cost."""
     from nt_core.cost import cost
 
-    run, ensemble = _read(spec, overrides or [])
+    run, ensemble = _read(spec, overrides or [], preset)
     if as_yaml:
         typer.echo(run.to_yaml(), nl=False)
         return
@@ -129,23 +139,24 @@ def papers_cost(
     """Show what the methods of the papers cost, from their graphs alone."""
     from dataclasses import asdict
 
-    from nt_lab import papers, tables
+    from nt_lab import papers, papers_tables
 
     lines = papers.lines()
     if as_markdown:
-        typer.echo(tables.papers_markdown(lines), nl=False)
+        typer.echo(papers_tables.papers_markdown(lines), nl=False)
         return
     if as_json:
         console.print_json([asdict(line) for line in lines])
         return
     screen = console.screen()
-    for table in tables.papers_tables(lines):
+    for table in papers_tables.papers_tables(lines):
         screen.print(table, "")
 
 
 @app.command()
 def train(
     spec: SpecArgument,
+    preset: PresetOption = None,
     data: DataOption = None,
     seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
@@ -164,11 +175,14 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a spec and keep the run in a folder."""
+    from nt_core import Tokens
+    from nt_lab import architectures
+
     shortcuts = {"data.source": data, "seed": seed, **_plan(epochs, steps)}
     changes = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
-    run, _ = _read(spec, [*(overrides or []), *changes])
-    if spec == run.preset and run.plan.epochs is None and run.plan.steps is None:
-        run = run.replace(plan=run.plan.replace(epochs=PRESET_EPOCHS))
+    run, ensemble = _read(spec, [*(overrides or []), *changes], preset)
+    if Path(spec).suffix not in architectures.FILES:
+        run = architectures.with_plan(run)
     console.quiet_libraries()
     from nt_lab import backends, tables
     from nt_lab import train as lab
@@ -184,7 +198,8 @@ def train(
     if as_json:
         console.print_json(lab.result(lab.train(run, folder, **settings), folder))
         return
-    with progress(console.screen(stderr=True), run.name) as report:
+    shown = "perplexity" if isinstance(ensemble.graph.input, Tokens) else "accuracy"
+    with progress(console.screen(stderr=True), run.name, shown) as report:
         record = lab.train(run, folder, report=report, **settings)
     screen = console.screen()
     screen.print(tables.compare_table([lab.result(record, folder)]))
@@ -204,6 +219,7 @@ def evaluate(
     console.quiet_libraries()
     from nt_lab import backends, tables
     from nt_lab import train as lab
+    from nt_lab.runs import RunFolder
 
     metrics = lab.evaluate(
         run,
@@ -215,7 +231,8 @@ def evaluate(
     if as_json:
         console.print_json({"run": str(run), **figures})
     else:
-        console.screen().print(tables.metrics_table(figures))
+        unit = RunFolder(run).record()["data"].get("unit", "examples")
+        console.screen().print(tables.metrics_table(figures, unit))
 
 
 @app.command()
@@ -263,12 +280,11 @@ def schema() -> None:
     console.print_json(json_schema())
 
 
-def _read(spec: str, overrides: Sequence[str]) -> tuple[RunSpec, EnsembleSpec]:
-    import nt_models
-    from nt_core import read_spec
+def _read(spec: str, overrides: Sequence[str], preset: str | None) -> tuple[RunSpec, EnsembleSpec]:
+    from nt_lab import architectures
 
-    run = read_spec(spec, nt_models.ARCHITECTURES, overrides)
-    return run, run.ensemble(nt_models.ARCHITECTURES)
+    run = architectures.read(spec, overrides, preset)
+    return run, run.ensemble(architectures.ARCHITECTURES)
 
 
 def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
@@ -290,7 +306,7 @@ def _examples(figures: Cost, examples: float | None, tokens: float | None) -> fl
 
 
 def _choices(run: RunSpec) -> str:
-    graph = run.graph.get("name", "graph")
+    graph = (run.graph.get("origin") or run.graph).get("name", "graph")
     sparsity = getattr(run.topology, "sparsity", None)
     topology = run.topology.kind if sparsity is None else f"{run.topology.kind} at sparsity {sparsity:g}"
     return f"{graph}, {run.structure.kind}, {topology}, {run.aggregation}"

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from nt_core.errors import DataError
 from nt_core.graph import BlockGraph, Features, Tokens
-from nt_core.random import Random
-from nt_core.training import Data
+from nt_core.training import Batches, Data
 from nt_core.values import Shape, Value
 from nt_lab.augment import Augmentation
 from nt_lab.decode import Reader, Rows, chunks, in_memory, read_labels, reader
+from nt_lab.language import load_test_text, load_text
+from nt_lab.order import epoch_order
 from nt_lab.sources import Splits, image_column, label_column, open_source, take
+from nt_lab.text import PREFIX
 
 IN_MEMORY_BYTES: Final = 2 << 30
 """Up to this size a split is decoded once; a larger one is decoded anew batch by batch."""
@@ -76,19 +78,13 @@ class Examples:
 
     def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Yield (inputs (B, *shape) float32, labels (B,) int64); the last batch may be smaller."""
-        order = self._order(number)
+        order = epoch_order(len(self), self.shuffle_seed, number)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             inputs = self.read(rows)
             if self.augmentation is not None:
                 inputs = self.augmentation(inputs, rows, epoch=number)
             yield self.normalisation.apply(inputs).reshape(len(rows), *self.shape), self.labels[rows]
-
-    def _order(self, number: int) -> Rows:
-        if self.shuffle_seed is None:
-            return np.arange(len(self))
-        stream = Random(self.shuffle_seed).at(weight="data", step=number, purpose="shuffle")
-        return np.argsort(stream.uniform(slice(0, len(self))), kind="stable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +94,22 @@ class Split:
     Attributes:
         train: shuffled and augmented.
         test: in order, as it is.
-        normalisation: measured on the training examples, or given.
+        normalisation: measured on the training examples, or given; None: text, which has none.
     """
 
-    train: Examples
-    test: Examples
-    normalisation: Normalisation
+    train: Batches
+    test: Batches
+    normalisation: Normalisation | None
 
 
-def load(data: Data, graph: BlockGraph, seed: int, normalisation: Normalisation | None = None) -> Split:
+def load(
+    data: Data,
+    graph: BlockGraph,
+    seed: int,
+    normalisation: Normalisation | None = None,
+    *,
+    stream_epoch: int | None = None,
+) -> Split:
     """Load what a run trains on and is tested on.
 
     Args:
@@ -114,6 +117,7 @@ def load(data: Data, graph: BlockGraph, seed: int, normalisation: Normalisation 
         graph: what the examples must fit.
         seed: keys order and augmentation.
         normalisation: None: measured on the training split, without augmentation.
+        stream_epoch: sequences of a stream that are called an epoch; None: streams are refused.
 
     Raises:
         DataError: the source cannot be read or does not fit the graph; the message says what would.
@@ -126,8 +130,10 @@ def load(data: Data, graph: BlockGraph, seed: int, normalisation: Normalisation 
         >>> inputs.shape, labels.shape, len(split.train), len(split.test)
         ((32, 1, 8, 8), (32,), 1437, 360)
     """
-    _expect_no_tokens(graph)
-    splits = open_source(data.source)
+    if isinstance(graph.input, Tokens):
+        text, held_out = load_text(data, graph, seed, stream_epoch)
+        return Split(train=text, test=held_out, normalisation=None)
+    splits = _open_examples(data)
     train = _examples(splits, data, graph, "train", normalisation)
     test = _examples(splits, data, graph, "test", train.normalisation)
     augmentation = _augmentation(data, seed, train)
@@ -138,7 +144,7 @@ def load(data: Data, graph: BlockGraph, seed: int, normalisation: Normalisation 
     )
 
 
-def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation) -> Examples:
+def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None) -> Batches:
     """Load only what a trained ensemble is tested on.
 
     Args:
@@ -149,16 +155,17 @@ def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation) -> Ex
     Raises:
         DataError: as :func:`load`.
     """
-    _expect_no_tokens(graph)
-    return _examples(open_source(data.source), data, graph, "test", normalisation)
-
-
-def _expect_no_tokens(graph: BlockGraph) -> None:
     if isinstance(graph.input, Tokens):
+        return load_test_text(data, graph)
+    return _examples(_open_examples(data), data, graph, "test", normalisation)
+
+
+def _open_examples(data: Data) -> Splits:
+    if data.source.startswith(PREFIX):
         raise DataError(
-            "graph.input: no data source gives tokens yet (language data comes later); "
-            "use a graph of images or features, or your own loop"
+            f"data.source: {data.source!r} is text, but the graph does not read tokens; train llama_tiny, say"
         )
+    return open_source(data.source)
 
 
 def _examples(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -12,15 +12,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nt_core.training import Report
 
 LINES: Final = 10
+WRITE: Final[Mapping[str, Callable[[float], str]]] = {
+    "loss": "{:.3f}".format,
+    "accuracy": lambda share: f"{share * 100:.1f} %",
+    "perplexity": "{:.3f}".format,
+    "density": lambda share: f"{share * 100:.1f} %",
+}
 
 
 @contextmanager
-def progress(console: Console, name: str) -> Iterator[Report]:
+def progress(console: Console, name: str, figure: str = "accuracy") -> Iterator[Report]:
     """Show a training's records as they come.
 
     Args:
         console: where; a bar is drawn if it is a terminal, else a line about every tenth of the training.
         name: of the run.
+        figure: what tests are shown by: ``accuracy`` or ``perplexity``.
 
     Example:
         >>> import io
@@ -32,7 +39,7 @@ def progress(console: Console, name: str) -> Iterator[Report]:
         ['demo', 'epoch', '1/1', 'step', '1/1', 'loss', '0.500']
     """
     if not console.is_terminal:
-        yield Lines(console, name)
+        yield Lines(console, name, figure)
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -42,14 +49,14 @@ def progress(console: Console, name: str) -> Iterator[Report]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        yield Bar(bars, name)
+        yield Bar(bars, name, figure)
 
 
 class Bar:
     """Records as a progress bar over steps."""
 
-    def __init__(self, bars: Progress, name: str) -> None:
-        self._bars = bars
+    def __init__(self, bars: Progress, name: str, figure: str = "accuracy") -> None:
+        self._bars, self._figure = bars, figure
         self._task = bars.add_task(name, total=None, epoch="", figures="starting")
         self._epochs = 0
 
@@ -63,14 +70,14 @@ class Bar:
                 self._bars.update(self._task, completed=record["step"])
             case "epoch":
                 epoch = f"epoch {record['epoch']}/{self._epochs}  "
-                self._bars.update(self._task, epoch=epoch, figures=figures(record))
+                self._bars.update(self._task, epoch=epoch, figures=figures(record, self._figure))
 
 
 class Lines:
     """Records as lines, about ten in all whatever the length of the training."""
 
-    def __init__(self, console: Console, name: str) -> None:
-        self._console, self._name = console, name
+    def __init__(self, console: Console, name: str, figure: str = "accuracy") -> None:
+        self._console, self._name, self._figure = console, name, figure
         self._steps, self._epochs, self._shown = 0, 0, 0
         self._latest: dict[str, Any] = {"epoch": 0}
 
@@ -90,21 +97,16 @@ class Lines:
         if tenth > self._shown:
             self._shown = tenth
             line = f"{self._name}  epoch {self._latest['epoch']}/{self._epochs}  step {step}/{self._steps}"
-            self._console.print(f"{line}  {figures(self._latest)}".rstrip(), markup=False, highlight=False)
+            text = f"{line}  {figures(self._latest, self._figure)}".rstrip()
+            self._console.print(text, markup=False, highlight=False)
 
 
-def figures(record: Mapping[str, Any]) -> str:
+def figures(record: Mapping[str, Any], figure: str = "accuracy") -> str:
     """Return what a record says of the training, in a line.
 
     Example:
         >>> figures({"loss": 0.25, "accuracy": 0.5, "density": 0.2})
         'loss 0.250  accuracy 50.0 %  active 20.0 %'
     """
-    shown = (("loss", "{:.3f}", 1), ("accuracy", "{:.1f} %", 100), ("density", "{:.1f} %", 100))
-    names = {"density": "active"}
-    parts = [
-        f"{names.get(key, key)} {template.format(record[key] * factor)}"
-        for key, template, factor in shown
-        if key in record
-    ]
-    return "  ".join(parts)
+    names = {"loss": "loss", figure: figure, "density": "active"}
+    return "  ".join(f"{name} {WRITE[key](record[key])}" for key, name in names.items() if key in record)

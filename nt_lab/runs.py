@@ -119,7 +119,8 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's line in a comparison.
 
     Training FLOPs are those of one step × the examples seen, and relative to the single dense network trained
-    on as many examples. The backend is ``torch`` or ``keras/jax``, say; None: the record does not tell.
+    on as many examples. The backend is ``torch`` or ``keras/jax``, say; None: the record does not tell. The
+    unit says what metrics are means over: ``examples``, or ``tokens`` of a language model.
 
     Args:
         record: what :meth:`RunFolder.record` gives.
@@ -128,7 +129,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
         >>> cost = {"weights": {"active": 5}, "flops": {"inference": 20, "training_step": 60.0},
         ...         "relative_to_single_dense": {"weights_active": 0.5, "flops_inference": 0.4,
         ...                                      "flops_training_step": 0.4}}
-        >>> metrics = {"accuracy": 0.9, "nll": 0.3, "ece": 0.02, "disagreement": 0.1}
+        >>> metrics = {"accuracy": 0.9, "nll": 0.3, "perplexity": 1.35, "ece": 0.02, "disagreement": 0.1}
         >>> line = row({"name": "a", "metrics": metrics, "cost": cost, "examples": 100, "seconds": 2.0})
         >>> line["flops_training"], line["relative"]["flops_training"]
         (6000.0, 0.4)
@@ -138,7 +139,9 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": record["name"],
         "backend": _backend(record),
-        **{name: metrics[name] for name in ("accuracy", "nll", "ece", "disagreement")},
+        "unit": record.get("data", {}).get("unit", "examples"),
+        **{name: metrics[name] for name in ("accuracy", "nll", "perplexity", "ece", "disagreement")},
+        "member_perplexity": metrics.get("member_perplexity"),
         "weights_active": cost["weights"]["active"],
         "flops_training": cost["flops"]["training_step"] * record["examples"],
         "flops_inference": cost["flops"]["inference"],

@@ -48,9 +48,9 @@ def open_source(source: str) -> Splits:
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise DataError(f"data.source: no folder {source!r}; give an existing one, or 'digits'")
     try:
-        found = datasets.load_from_disk(path) if _is_saved(path) else datasets.load_dataset(str(path))
+        found = datasets.load_from_disk(path) if is_saved(path) else datasets.load_dataset(str(path))
     except (OSError, ValueError, IndexError, DatasetsError) as error:
-        raise DataError(_explain(source, path, error)) from None
+        raise DataError(explain(source, path, error)) from None
     return found if isinstance(found, dict) else {"train": found}
 
 
@@ -155,11 +155,13 @@ def _kind(feature: Any) -> str:
     return dtype or type(feature).__name__
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
+    """Return whether a folder holds what ``save_to_disk`` wrote."""
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _explain(source: str, path: Path, error: Exception) -> str:
+def explain(source: str, path: Path, error: Exception) -> str:
+    """Say in one line why a source cannot be loaded, and what to do."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if path.exists():
         remedy = "expected parquet files, images in a folder for each class, or a saved dataset"

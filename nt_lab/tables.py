@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -13,9 +15,6 @@ from rich.text import Text
 from nt_core.cost import Cost, LayerCost
 from nt_core.structure import Layout, Part, part_label
 
-if TYPE_CHECKING:
-    from nt_lab.papers import Line
-
 
 def weights_table(cost: Cost, layout: Layout, *, all_heads: bool = False) -> Table:
     """Return the table of blocks and weights; of heads that are alike, the first stands for all.
@@ -23,7 +22,7 @@ def weights_table(cost: Cost, layout: Layout, *, all_heads: bool = False) -> Tab
     Heads are alike where each weight's active count differs by at most one (whole connections are dealt out,
     so they need not divide evenly). The totals count every head as it is.
     """
-    table = _narrow_table()
+    table = narrow_table()
     for name in ("weight", "shape", "size", "active", "density", "mult.-\nadds", "share"):
         table.add_column(name, justify="left" if name == "weight" else "right", no_wrap=True)
     parts = {part: list(layers) for part, layers in groupby(cost.layers, key=lambda layer: layer.part)}
@@ -102,7 +101,7 @@ def totals_table(cost: Cost, examples: float | None = None) -> Table:
         examples: what training FLOPs are added up over; None: of one example only.
     """
     relative = cost.relative_to_single_dense()
-    table = _narrow_table()
+    table = narrow_table()
     for name in ("", "here", "single dense", "relative"):
         table.add_column(name, justify="left" if not name else "right")
     lines = (
@@ -149,76 +148,66 @@ def _other_amounts(cost: Cost, examples: float | None) -> Iterator[tuple[str, st
         yield f"training FLOPs, {amount}", si(whole[0]), si(whole[1])
 
 
-def papers_tables(lines: Sequence[Line]) -> Iterator[Table]:
-    """Return a table for each setting of the papers; see :mod:`nt_lab.papers`."""
-    for setting, same in groupby(lines, key=lambda line: line.setting):
-        table = _narrow_table(title=setting, title_justify="left", title_style="bold")
-        names = ("weights", "active\nweights", "training\nFLOPs", "inference\nFLOPs", "at uniform\ndensity")
-        for name in ("method, trained for", *names):
-            table.add_column(name, justify="left" if name.startswith("method") else "right", no_wrap=True)
-        notes: list[str] = []
-        for line in same:
-            mark = ""
-            if line.published:
-                notes.append(line.published)
-                mark = f" [{len(notes)}]"
-            absolute = [si(value) for value in (line.weights, line.active)]
-            absolute += [si(value) for value in (line.flops_training, line.flops_inference)]
-            ratios = [f"{ratio:.4f}×" for ratio in line.relative.values()]
-            table.add_row(
-                Text(f"{line.method}{mark}\n  {line.length}"),
-                *(f"{a}\n{b}" for a, b in zip(absolute, ratios, strict=False)),
-                f"\n{ratios[-1]}",
-            )
-        table.caption = Text("\n".join(f"[{number}] {note}" for number, note in enumerate(notes, 1)))
-        yield table
+@dataclass(frozen=True)
+class Figure:
+    """A column of :func:`compare_table`.
+
+    Attributes:
+        title: of the column.
+        key: of the figure in a row; a list has a line for each.
+        unit: the runs that have it; None: all.
+    """
+
+    title: str
+    key: str
+    unit: str | None = None
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """Return a row's figure."""
+        found = row[self.key] if self.unit in (None, row["unit"]) else []
+        return "\n".join(_number(value) for value in (found if isinstance(found, list) else [found]))
 
 
-def papers_markdown(lines: Sequence[Line]) -> str:
-    """Return the same tables as the page of the documentation shows them."""
-    parts = []
-    for setting, same in groupby(lines, key=lambda line: line.setting):
-        parts.append(f"## {setting}\n\n{PAPERS_HEADER}\n" + "\n".join(map(_markdown_row, same)))
-    return "\n\n".join(parts) + "\n"
-
-
-PAPERS_HEADER: Final = (
-    "| method | trained for | parameters | weights | active | training FLOPs | inference FLOPs "
-    "| inference FLOPs at uniform density | published |\n" + "|---" * 2 + "|--:" * 6 + "|---|"
+FIGURES: Final = (
+    Figure("accuracy", "accuracy", "examples"),
+    Figure("perpl.", "perplexity", "tokens"),
+    Figure("of each\nmember", "member_perplexity", "tokens"),
+    Figure("NLL", "nll"),
+    Figure("ECE", "ece", "examples"),
+    Figure("disagr.", "disagreement"),
 )
 
 
-def _markdown_row(line: Line) -> str:
-    relative = [f"{ratio:.4f}×" for ratio in line.relative.values()]
-    training, inference = f"{si(line.flops_training)}, ", f"{si(line.flops_inference)}, "
-    cells = [line.method, line.length, si(line.parameters), *relative[:2]]
-    cells += [training + relative[2], inference + relative[3], relative[4], line.published]
-    return f"| {' | '.join(cells)} |"
+def _number(value: float | None) -> str:
+    """Write a figure with four decimals; None is beyond the range of floats."""
+    return "∞" if value is None or math.isinf(value) else f"{value:.4f}"
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one line for each run; see :func:`nt_lab.runs.row`.
 
     Where the runs come from different backends, each names its own below the run's name: a column of its own
-    would leave no room for names on a terminal of 80 columns.
+    would leave no room for names on a terminal of 80 columns. Language models have perplexities, of the
+    ensemble and of each member, in the place of accuracy and ECE.
     """
+    units = {row["unit"] for row in rows}
+    figures = [figure for figure in FIGURES if figure.unit in {None, *units}]
     mixed = len({row["backend"] for row in rows}) > 1
-    table = _narrow_table(
+    table = narrow_table(
         caption="×: relative to the single dense network (training FLOPs: trained on as many examples). "
-        "ECE: 15 bins. disagr.: prediction disagreement, mean over pairs of members. "
+        "ECE: 15 bins. perpl.: perplexity. disagr.: prediction disagreement, mean over pairs of members. "
         "seconds: of training."
     )
     table.add_column("run\nbackend" if mixed else "run", overflow="fold")
     inference = "infer-\nence\nFLOPs" if mixed else "inference\nFLOPs"
-    names = ("accuracy", "NLL", "ECE", "disagr.", "active\nweights", "training\nFLOPs", inference, "seconds")
-    for name in names:
+    titles = [figure.title for figure in figures]
+    for name in (*titles, "active\nweights", "training\nFLOPs", inference, "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         relative = row["relative"]
         table.add_row(
             Text(f"{row['name']}\n{row['backend'] or 'unknown'}" if mixed else row["name"]),
-            f"{row['accuracy']:.4f}",
-            *(f"{row[name]:.4f}" for name in ("nll", "ece", "disagreement")),
+            *(figure.cell(row) for figure in figures),
             *(
                 f"{si(row[n])}\n{relative[n]:.2f}×"
                 for n in ("weights_active", "flops_training", "flops_inference")
@@ -228,24 +217,30 @@ def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """Return an ensemble's metrics, its members' and their pairwise disagreement."""
-    table = _narrow_table(caption=f"{metrics['count']:,} examples")
+def metrics_table(metrics: Mapping[str, Any], unit: str = "examples") -> Table:
+    """Return an ensemble's metrics, its members' and their pairwise disagreement.
+
+    Args:
+        metrics: as ``nt evaluate --json`` gives them.
+        unit: what they are means over; for ``tokens`` perplexity stands in the place of accuracy.
+    """
+    first = "perplexity" if unit == "tokens" else "accuracy"
+    table = narrow_table(caption=f"{metrics['count']:,} {unit}")
     table.add_column("")
-    for name in ("accuracy", "NLL", "ECE", "disagreement"):
+    for name in (first, "NLL", "ECE", "disagreement"):
         table.add_column(name, justify="right")
-    members = list(zip(metrics["member_accuracy"], metrics["member_nll"], strict=True))
-    for number, (accuracy, nll) in enumerate(members, start=1):
+    members = list(zip(metrics[f"member_{first}"], metrics["member_nll"], strict=True))
+    for number, (figure, nll) in enumerate(members, start=1):
         if len(members) > 1:
             pairs = "  ".join(f"{pair:.4f}" for pair in metrics["disagreement_matrix"][number - 1])
-            table.add_row(f"member {number}", f"{accuracy:.4f}", f"{nll:.4f}", "", pairs)
+            table.add_row(f"member {number}", _number(figure), _number(nll), "", pairs)
     table.add_section()
-    cells = (f"{metrics[name]:.4f}" for name in ("accuracy", "nll", "ece", "disagreement"))
+    cells = (_number(metrics[name]) for name in (first, "nll", "ece", "disagreement"))
     table.add_row("ensemble" if len(members) > 1 else "network", *cells)
     return table
 
 
-def _narrow_table(**options: Any) -> Table:
+def narrow_table(**options: Any) -> Table:
     """Return a table that fits a terminal of 80 columns: no lines between columns."""
     return Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +11,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import nt_core
-import nt_models
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
 from nt_core.metrics import Metrics
 from nt_core.run_spec import RunSpec
 from nt_core.spec import EnsembleSpec
 from nt_core.training import Data, Report, Trained
+from nt_lab.architectures import ARCHITECTURES
 from nt_lab.backends import Backend, choose
 from nt_lab.data import Normalisation, Split, load, load_test
 from nt_lab.runs import RunFolder, plain, row
+from nt_lab.stream import Stream
+
+STREAM_EPOCHS: Final = 10
+"""How many times a model is tested while it is trained on a stream, which has no epochs of its own."""
 
 KEPT_EVENTS: Final = ("update", "epoch")
 VERSIONS: Final = ("numpy", "datasets")
@@ -56,11 +61,11 @@ def train(
             until the new one is complete.
     """
     target = RunFolder(Path(folder))
-    spec = run.ensemble(nt_models.ARCHITECTURES)
+    spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(steps_per_epoch=1)  # an open-ended plan is an error before any data is loaded
     make_backend = backend or choose()  # a missing framework is one too
     with target.replacing(overwrite=overwrite) as unfinished:
-        split = load(run.data, spec.graph, run.seed)
+        split = load(run.data, spec.graph, run.seed, stream_epoch=_stream_epoch(run))
         chosen = make_backend()
         unfinished.write_spec(run)
         start: dict[str, Any] = {}
@@ -114,8 +119,15 @@ def evaluate(
     chosen = (backend or choose())()
     model = chosen.load(folder, device=device)
     settings = Data(**{**record["run"]["data"], **(data or {})})
-    test = load_test(settings, model.spec.graph, Normalisation(**record["data"]["normalisation"]))
-    return chosen.evaluate(model, test)
+    measured = record["data"]["normalisation"]
+    normalisation = None if measured is None else Normalisation(**measured)
+    return chosen.evaluate(model, load_test(settings, model.spec.graph, normalisation))
+
+
+def _stream_epoch(run: RunSpec) -> int | None:
+    """Return how many sequences of a stream are an epoch: those of whole optimiser steps."""
+    steps = run.plan.steps
+    return None if steps is None else math.ceil(steps / STREAM_EPOCHS) * run.training.batch_size
 
 
 def _figures(spec: EnsembleSpec, saved: Checkpoint) -> dict[str, Any]:
@@ -132,20 +144,22 @@ def _record(
 ) -> dict[str, Any]:
     metrics = trained.metrics
     assert metrics is not None
+    endless, normalisation = isinstance(split.train, Stream), split.normalisation
     record = {
         "name": run.name,
         "run": run.to_dict(),
         "seed": run.seed,
         "steps": trained.steps,
-        "epochs": trained.examples / len(split.train),
+        "epochs": None if endless else trained.examples / len(split.train),
         "examples": trained.examples,
         "seconds": trained.seconds,
         "metrics": metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()},
         "cost": figures,
         "data": {
             "source": run.data.source,
-            "normalisation": split.normalisation.model_dump(mode="json"),
-            "train_examples": len(split.train),
+            "unit": "examples" if normalisation else "tokens",
+            "normalisation": normalisation and normalisation.model_dump(mode="json"),
+            "train_examples": None if endless else len(split.train),
             "test_examples": len(split.test),
         },
         **where,

@@ -83,6 +83,20 @@ def add_up(tensors: Sequence[Any]) -> Sequence[Any]:
     return sums
 
 
+def with_dense_gradient(tensor: Any) -> Any:
+    """Return a tensor whose gradient is one array, not TensorFlow's slices by row.
+
+    Slices of a row that was read several times are alternatives to their sum, and Keras' optimisers square
+    them one by one.
+    """
+    if ENGINE != "tensorflow":
+        return tensor
+    import tensorflow as tf
+
+    same = tf.custom_gradient(lambda x: (tf.identity(x), tf.convert_to_tensor))
+    return same(tf.convert_to_tensor(tensor))
+
+
 def assign(change: Callable[..., Any], variables: Sequence[Any], arguments: Sequence[Any]) -> None:
     """Set variables to ``change(value, argument)``, on every replica; arguments are tensors or variables."""
     given = [argument.value if isinstance(argument, keras.Variable) else argument for argument in arguments]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.metrics import Metrics
+from nt_core import Tokens
+from nt_core.metrics import Metrics, evaluation_batch_size
 from nt_core.training import Batches
 from nt_keras.compile import Ensemble
 from nt_keras.layouts import batch_to_keras
@@ -35,22 +36,27 @@ def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> 
     return np.concatenate([_logits(model, part) for part in parts], axis=1)
 
 
-def evaluate(model: Ensemble, data: Batches, *, batch_size: int = 256) -> Metrics:
+def evaluate(model: Ensemble, data: Batches, *, batch_size: int | None = None) -> Metrics:
     """Evaluate a model on a dataset, with the aggregation its spec names.
 
     Args:
         model: what ``nt_keras.compile`` returned.
         data: a test set.
-        batch_size: examples at a time.
+        batch_size: examples at a time; None: as many as keep the logits small.
     """
+    spec = model.spec
+    size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)
 
     def batches() -> Iterator[Metrics]:
-        for inputs, labels in data.epoch(0, batch_size):
-            yield Metrics.of(_logits(model, inputs), labels, model.spec.aggregation)
+        for inputs, labels in data.epoch(0, size):
+            yield Metrics.of(_logits(model, inputs), labels, spec.aggregation)
 
     return Metrics.sum(batches())
 
 
 def _logits(model: Ensemble, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    given = model.spec.graph.input
+    if isinstance(given, Tokens) and inputs.size:
+        given.expect_tokens(int(inputs.min()), int(inputs.max()))
     logits = model.predict_on_batch(batch_to_keras(inputs))
     return np.moveaxis(np.asarray(logits, dtype=np.float32), 1, 0)

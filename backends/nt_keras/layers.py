@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from nt_keras.devices import has_accelerator
-from nt_keras.engine import ENGINE, padded_conv
+from nt_keras.engine import ENGINE, padded_conv, with_dense_gradient
 
 MASK = "weight_mask"
 """The variable beside a masked kernel: bool, True where a connection is active."""
@@ -53,6 +53,14 @@ class _Masked(keras.layers.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "masked": self.masked}
+
+
+@register
+class Embedding(keras.layers.Embedding):  # type: ignore[misc]
+    """``keras.layers.Embedding`` whose gradient adds up the places where a token stands."""
+
+    def call(self, inputs: Any) -> Any:
+        return ops.cast(ops.take(with_dense_gradient(self.embeddings), inputs, axis=0), self.compute_dtype)
 
 
 @register

@@ -105,9 +105,7 @@ def _linear(op: ops.Linear, shapes: Sequence[Shape], settings: Settings) -> Lowe
 
 
 def _embedding(op: ops.Embedding, _: Sequence[Shape], settings: Settings) -> Lowered:
-    layer = keras.layers.Embedding(
-        op.vocabulary, op.features, embeddings_initializer="zeros", **settings.common
-    )
+    layer = layers.Embedding(op.vocabulary, op.features, embeddings_initializer="zeros", **settings.common)
     return _holding(layer, {"weight": "embeddings"})
 
 

@@ -147,10 +147,10 @@ class _Schedule:
             in_step = min(self.batch_size, self.examples - seen // self.batch_size * self.batch_size)
             seen += len(labels)
             share = len(labels) * self.accumulation / in_step
-            yield inputs, labels, np.full(len(labels), share, np.float32)
+            yield inputs, labels, np.full(labels.shape, share, np.float32)
             if seen == self.examples:
                 for _ in range(-calls % self.accumulation):
-                    yield inputs, labels, np.zeros(len(labels), np.float32)
+                    yield inputs, labels, np.zeros(labels.shape, np.float32)
 
 
 class _ExampleLoss(keras.metrics.Mean):  # type: ignore[misc]

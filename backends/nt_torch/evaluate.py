@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nt_core.metrics import Metrics
+from nt_core import Tokens
+from nt_core.metrics import Metrics, evaluation_batch_size
 from nt_core.training import Batches
 from nt_torch.compile import as_numpy, unwrap
 
@@ -36,25 +37,29 @@ def predict(model: nn.Module, inputs: NDArray[Any] | Tensor, *, batch_size: int 
     return np.concatenate([_logits(model, torch.as_tensor(part)) for part in parts], axis=1)
 
 
-def evaluate(model: nn.Module, data: Batches, *, batch_size: int = 256) -> Metrics:
+def evaluate(model: nn.Module, data: Batches, *, batch_size: int | None = None) -> Metrics:
     """Evaluate a model on a dataset, with the aggregation its spec names.
 
     Args:
         model: what ``nt_torch.compile`` returned, perhaps wrapped.
         data: a test set.
-        batch_size: examples at a time.
+        batch_size: examples at a time; None: as many as keep the logits small.
     """
-    aggregation = unwrap(model).spec.aggregation
+    spec = unwrap(model).spec
+    size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)
 
     def batches() -> Iterator[Metrics]:
-        for inputs, labels in data.epoch(0, batch_size):
-            yield Metrics.of(_logits(model, torch.from_numpy(inputs)), labels, aggregation)
+        for inputs, labels in data.epoch(0, size):
+            yield Metrics.of(_logits(model, torch.from_numpy(inputs)), labels, spec.aggregation)
 
     return Metrics.sum(batches())
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
+    given = unwrap(model).spec.graph.input
+    if isinstance(given, Tokens) and inputs.numel():
+        given.expect_tokens(int(inputs.min()), int(inputs.max()))
     mode = model.training
     model.eval()
     try:

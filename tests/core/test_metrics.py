@@ -260,6 +260,26 @@ def test_a_logit_that_is_not_finite_is_named(value: float) -> None:
         aggregate(logits)
 
 
+@given(batches(min_batch=6), aggregations)
+def test_each_token_is_an_example(batch: Any, how: Aggregation) -> None:
+    logits, labels = batch
+    logits, labels = logits[:, :6], labels[:6]
+    members, _, classes = logits.shape
+    tokens = Metrics.of(logits.reshape(members, 2, 3, classes), labels.reshape(2, 3), how)
+    assert_same(tokens, Metrics.of(logits, labels, how))
+    finite = tokens.member_nll < 700
+    np.testing.assert_allclose(tokens.member_perplexity[finite], np.exp(tokens.member_nll[finite]))
+
+
+@given(st.integers(1, 9), st.lists(st.integers(1, 4000), min_size=1, max_size=2))
+def test_batches_of_an_evaluation_are_small_where_examples_have_many_logits(
+    members: int, output: list[int]
+) -> None:
+    size = metrics.evaluation_batch_size(members, output)
+    assert 1 <= size <= 256
+    assert size == 1 or size * members * math.prod(output) <= 1 << 26
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (0, 3, 4), (2, 3, 0)])
 def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"expected shape \(members, batch, classes\)"):

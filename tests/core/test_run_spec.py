@@ -114,6 +114,12 @@ def test_a_preset_alone_is_a_whole_run(write: Write, preset: str) -> None:
     ) == spec.ensemble(ARCHITECTURES)
 
 
+def test_an_architecture_may_have_an_argument_called_blocks(write: Write) -> None:
+    graph = {"name": "llama", "blocks": 2, "width": 8, "hidden": 8, "heads": 2, "vocabulary": 9, "length": 4}
+    spec = read_spec(write({"graph": graph}), ARCHITECTURES)
+    assert spec.ensemble(ARCHITECTURES).graph.counted == ("block1", "block2")
+
+
 def test_a_graph_may_be_given_whole(write: Write) -> None:
     graph = nt_models.mlp(inputs=6, hidden=(5, 4), classes=3)
     spec = read_spec(write({"preset": "neurotrails", "graph": graph.to_dict()}), ARCHITECTURES)
@@ -361,7 +367,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (small(seed=-1), "seed: input should be greater than or equal to 0; found -1"),
     (small(preset=["rigl"]), "preset: no preset ['rigl']"),
-    ({"graph": {}}, "graph.name: no architecture None; known: mlp, wide_resnet"),
+    ({"graph": {}}, "graph.name: no architecture None; known: llama, llama_130m"),
     ({"graph": {"name": ["mlp"]}}, "graph.name: no architecture ['mlp']"),
     (
         {"graph": {"name": "wide_restnet"}},

@@ -18,6 +18,7 @@ from nt_core import (
     OneRun,
     Single,
     TopologyError,
+    initial_values,
 )
 from nt_core.checkpoint import load_checkpoint, save_checkpoint
 from nt_core.testing import Blobs
@@ -236,3 +237,64 @@ def test_fit_trains_in_training_mode():
     model.fit(data.inputs + 5, data.labels, batch_size=30, verbose=0)
     assert running
     assert not any(np.array_equal(before[name], model.array(name)) for name in running)
+
+
+class Repeats:
+    """Sequences of few tokens, so that each stands many times in a batch; what follows is the next number."""
+
+    def __len__(self):
+        return 40
+
+    def epoch(self, number, batch_size):
+        start = np.random.default_rng(number).integers(0, 5, (len(self), 1))
+        tokens = (start + np.arange(9)) % 5
+        for first in range(0, len(self), batch_size):
+            rows = slice(first, first + batch_size)
+            yield tokens[rows, :-1], tokens[rows, 1:]
+
+
+LANGUAGE = PRESETS["neurotrails_lm"](
+    nt_models.llama(blocks=2, width=8, hidden=8, heads=2, vocabulary=5, length=8), split=1
+)
+
+
+def language(recipe, **plan):
+    spec = LANGUAGE.replace(plan=OneRun(**plan), topology=LANGUAGE.topology.replace(interval=3))
+    return nt_keras.train(spec, recipe, Repeats(), test=Repeats())
+
+
+def test_language_models_train():
+    schedule = LearningRate(warmup=0.1, final=0.1)
+    recipe = Training(optimizer=AdamW(lr=0.03), batch_size=10, learning_rate=schedule, clip_norm=1.0)
+    trained = language(recipe, epochs=5)
+    assert trained.metrics.count == 40 * 8
+    assert trained.metrics.member_perplexity.max() < 2.5
+    assert trained.metrics.perplexity < 5
+    for name in trained.model.masked:
+        assert (trained.model.array(name)[~trained.model.mask(name)] == 0).all()
+
+
+def test_a_token_that_stands_several_times_has_one_gradient():
+    """TensorFlow has slices of it, which Adam would square one by one and take steps larger than lr."""
+    constant = LearningRate(schedule="constant")
+    recipe = Training(optimizer=Adam(lr=0.01), batch_size=40, learning_rate=constant)
+    trained = language(recipe, steps=1)
+    name = "backbone/embedding/embedding1.weight"
+    step = trained.model.array(name) - dict(initial_values(LANGUAGE.layout, 0))[name]
+    np.testing.assert_allclose(np.abs(step), 0.01, rtol=0.01)
+
+
+def test_sequences_in_micro_batches_train_as_whole_ones():
+    whole, parts = (
+        language(Training(optimizer=SGD(lr=0.1), batch_size=20, accumulation=n), epochs=2) for n in (1, 4)
+    )
+    for name, value in values(whole.model).items():
+        np.testing.assert_allclose(parts.model.array(name), value, rtol=1e-3, atol=1e-5)
+
+
+def test_tokens_beyond_the_vocabulary_and_longer_sequences_are_errors():
+    model = nt_keras.compile(LANGUAGE)
+    with pytest.raises(DataError, match="input: expected tokens from 0 to 4, found 0 to 5"):
+        nt_keras.predict(model, np.arange(8).reshape(1, 8) % 6)
+    with pytest.raises(DataError, match=r"input: expected shape \(batch, 8\), found \(1, 9\)"):
+        nt_keras.predict(model, np.zeros((1, 9), np.int64))

@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 import nt_models
-from nt_core import BlockGraph, DataError, GraphBuilder, Tokens
+from nt_core import BlockGraph, DataError
 from nt_core.training import Data
 from nt_lab.data import Normalisation, load, load_test
 
@@ -155,13 +155,6 @@ def test_unknown_splits(parquet: str) -> None:
 
 def test_an_empty_split(parquet: str) -> None:
     assert "data.test: split 'test[:0]' is empty" in complaint(parquet, test="test[:0]")
-
-
-def test_a_graph_of_tokens() -> None:
-    net = GraphBuilder(Tokens(length=4, vocabulary=10))
-    with net.classifier() as b:
-        b.out = b.embedding(b.inp, 10, features=3)
-    assert "language data comes later" in complaint("digits", net.build())
 
 
 def test_sources_that_are_not_there(tmp_path: Path, parquet: str) -> None:

@@ -189,10 +189,13 @@ def test_train_evaluate_compare(tmp_path: Path, fake_backend: Make) -> None:
     assert list(rows[0]) == [
         "name",
         "backend",
+        "unit",
         "accuracy",
         "nll",
+        "perplexity",
         "ece",
         "disagreement",
+        "member_perplexity",
         "weights_active",
         "flops_training",
         "flops_inference",

@@ -145,7 +145,7 @@ def test_a_table_as_csv(tmp_path: Path) -> None:
             "flops_training_step": 0.25,
         },
     }
-    metrics = {"accuracy": 0.9, "nll": 0.3, "ece": 0.02, "disagreement": 0.1}
+    metrics = {"accuracy": 0.9, "nll": 0.3, "perplexity": 1.3, "ece": 0.02, "disagreement": 0.1}
     line = row({"name": "a,b", "metrics": metrics, "cost": cost, "examples": 100, "seconds": 2.0})
     write_csv(tmp_path / "table.csv", [line, line])
     with (tmp_path / "table.csv").open(newline="") as file:

@@ -1,0 +1,54 @@
+"""In which order examples come: keyed by seed and epoch, the same for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.random import Random
+
+Item = TypeVar("Item")
+_DRAWS: Final = 4096  # random numbers made at a time
+
+
+def epoch_order(count: int, seed: int | None, epoch: int) -> NDArray[np.int64]:
+    """Return the rows (count,) in an epoch's order; without a seed as they are, for tests.
+
+    Example:
+        >>> epoch_order(4, None, 1), sorted(epoch_order(4, 0, 1).tolist())
+        (array([0, 1, 2, 3]), [0, 1, 2, 3])
+    """
+    if seed is None:
+        return np.arange(count)
+    stream = Random(seed).at(weight="data", step=epoch, purpose="shuffle")
+    return np.argsort(stream.uniform(slice(0, count)), kind="stable")
+
+
+def buffered(items: Iterable[Item], size: int, seed: int, epoch: int) -> Iterator[Item]:
+    """Shuffle what does not fit in memory: yield one of the next ``size`` items at random, and so on.
+
+    Example:
+        >>> sorted(buffered(range(10), size=4, seed=0, epoch=1))
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+    draws = _draws(seed, epoch)
+    held: list[Item] = []
+    for item in items:
+        if len(held) == size:
+            place = next(draws) % size
+            yield held[place]
+            held[place] = item
+        else:
+            held.append(item)
+    yield from (held[row] for row in epoch_order(len(held), seed, epoch))
+
+
+def _draws(seed: int, epoch: int) -> Iterator[int]:
+    stream = Random(seed).at(weight="data", step=epoch, purpose="buffer")
+    start = 0
+    while True:
+        yield from stream.bits(np.arange(start, start + _DRAWS)).tolist()
+        start += _DRAWS

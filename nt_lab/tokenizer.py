@@ -1,0 +1,130 @@
+"""From text to token numbers: bytes, a ``tokenizer.json``, or a tokenizer of ``transformers``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.errors import DataError, NeuroTrailsError
+
+BYTES: Final = "bytes"
+SETTING: Final = "data.text.tokenizer"
+ENDS_OF_TEXT: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+"""What is searched for, in this order, in a ``tokenizer.json``, which does not say what ends a text."""
+
+Encode = Callable[[bytes, str], NDArray[Any]]
+"""A document and what to call it in errors → its token numbers (N,), the end of the text included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Turns documents into token numbers.
+
+    Attributes:
+        size: all numbers are below.
+        encode: numbers are the smallest unsigned integers that hold all numbers; an empty document has none.
+
+    Example:
+        >>> open_tokenizer("bytes").encode(b"To be", "a line")
+        array([ 84, 111,  32,  98, 101,  10], dtype=uint8)
+    """
+
+    size: int
+    encode: Encode
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """Return a tokenizer.
+
+    Args:
+        name: ``bytes``; the path of a ``tokenizer.json``, which the package ``tokenizers`` reads; or a folder
+            or a name on the Hugging Face hub, which ``transformers`` reads.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+        NeuroTrailsError: a package is not installed.
+    """
+    if name == BYTES:
+        return Tokenizer(size=256, encode=_encode_bytes)
+    path = Path(name).expanduser()
+    if path.suffix == ".json" and not path.is_file():
+        raise DataError(
+            f"{SETTING}: no file {name!r}; expected {BYTES!r}, a tokenizer.json, a folder or a name on the "
+            "hub"
+        )
+    return _from_file(path) if path.is_file() else _from_transformers(name)
+
+
+def _encode_bytes(document: bytes, _: str) -> NDArray[np.uint8]:
+    """Return bytes as they are; a newline ends a document that does not end in one."""
+    if document and not document.endswith(b"\n"):
+        document += b"\n"
+    return np.frombuffer(document, np.uint8)
+
+
+def _from_file(path: Path) -> Tokenizer:
+    library = _package("tokenizers", path.name)
+    try:
+        loaded = library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more precise
+        raise DataError(f"{SETTING}: {path}: not a tokenizer.json: {error}") from None
+    loaded.no_truncation()
+    vocabulary = loaded.get_vocab()
+    end = next((vocabulary[token] for token in ENDS_OF_TEXT if token in vocabulary), None)
+
+    def numbers(text: str) -> Sequence[int]:
+        return loaded.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    return _tokenizer(numbers, vocabulary, end)
+
+
+def _from_transformers(name: str) -> Tokenizer:
+    library = _package("transformers", name)
+    try:
+        loaded = library.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{SETTING}: {name!r} cannot be loaded: {reason.rstrip('.')}; expected {BYTES!r}, a "
+            "tokenizer.json, a folder or a name on the hub"
+        ) from None
+
+    def numbers(text: str) -> Sequence[int]:
+        return loaded(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
+
+    return _tokenizer(numbers, loaded.get_vocab(), loaded.eos_token_id)
+
+
+def _tokenizer(
+    numbers: Callable[[str], Sequence[int]], vocabulary: dict[str, int], end: int | None
+) -> Tokenizer:
+    size = max(vocabulary.values()) + 1
+    dtype = np.min_scalar_type(size - 1)
+
+    def encode(document: bytes, where: str) -> NDArray[Any]:
+        try:
+            found = numbers(document.decode())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{where}: not UTF-8 at byte {error.start} ({error.reason}); convert it, or use "
+                f"{SETTING}={BYTES}, which takes any file"
+            ) from None
+        return np.array([*found, end] if found and end is not None else found, dtype)
+
+    return Tokenizer(size=size, encode=encode)
+
+
+def _package(package: str, name: str) -> Any:
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise NeuroTrailsError(
+            f"{SETTING}: {name!r} needs the package {error.name}: pip install {error.name}; "
+            f"or use {SETTING}={BYTES}"
+        ) from None
