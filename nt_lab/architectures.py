@@ -28,7 +28,7 @@ FILES: Final = (".yaml", ".yml", ".json")
 LANGUAGE: Final[Mapping[str, Any]] = {
     "optimizer": {"kind": "adamw", "lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.1},
     "learning_rate": {"schedule": "cosine", "warmup": 0.1, "final": 0.1},
-    "batch_size": 32,
+    "batch_size": 16,
     "clip_norm": 1.0,
 }
 """The recipe of an architecture named alone that reads tokens."""

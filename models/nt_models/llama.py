@@ -58,13 +58,13 @@ def llama(
 
 @architecture
 def llama_tiny(*, vocabulary: int = 256, length: int = 128) -> BlockGraph:
-    """Make a LLaMA that trains on a CPU: 4 blocks × 96, MLP 256, 4 heads; for bytes unless told otherwise.
+    """Make a LLaMA that trains on a CPU: 4 blocks × 64, MLP 176, 4 heads; for bytes unless told otherwise.
 
     Example:
         >>> llama_tiny().output_shape
         (128, 256)
     """
-    return llama(blocks=4, width=96, hidden=256, heads=4, kv_heads=2, vocabulary=vocabulary, length=length)
+    return llama(blocks=4, width=64, hidden=176, heads=4, kv_heads=2, vocabulary=vocabulary, length=length)
 
 
 @architecture

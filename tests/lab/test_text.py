@@ -374,7 +374,7 @@ def test_a_stream_is_trained_on_by_steps_and_tested_ten_times(tmp_path: Path, li
     folder = tmp_path / "run"
     asked = ("train", spec_of(tmp_path), "--data", lines, "--out", str(folder))
     assert "has no epochs" in " ".join(run_nt(*asked, "--epochs", "1").stderr.replace("│", "").split())
-    result = run_nt(*asked, "--steps", "19")
+    result = run_nt(*asked, "--steps", "19", "--set", "training.precision=bfloat16")
     assert result.exit_code == 0, result.output
     record = json.loads((folder / "config.json").read_text())["record"]
     assert (record["steps"], record["examples"], record["epochs"]) == (19, 19 * 8, None)
