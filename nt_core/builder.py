@@ -110,13 +110,21 @@ class BlockWriter:
         """Look tokens up. (T,) → (T, features)."""
         return self.add_op(lambda: ops.Embedding(vocabulary=vocabulary, features=features), x)
 
+    def class_token(self, x: Tensor) -> Tensor:
+        """Put one learned vector before a sequence. (T, D) → (T + 1, D)."""
+        return self.add_op(lambda: ops.ClassToken(features=x.shape[-1]), x)
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Add a learned vector at each place. (T, D) → (T, D)."""
+        return self.add_op(lambda: ops.Positions(length=x.shape[0], features=x.shape[-1]), x)
+
     def norm(self, x: Tensor) -> Tensor:
         """Batch normalisation of the channels. (C, …) → (C, …)."""
         return self.add_op(lambda: ops.BatchNorm(channels=x.shape[0]), x, name=self._next_name("norm"))
 
-    def layer_norm(self, x: Tensor) -> Tensor:
+    def layer_norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:
         """Layer normalisation of the last axis."""
-        return self.add_op(lambda: ops.LayerNorm(features=x.shape[-1]), x)
+        return self.add_op(lambda: ops.LayerNorm(features=x.shape[-1], eps=eps), x)
 
     def rms_norm(self, x: Tensor, *, eps: float = 1e-6) -> Tensor:
         """Root-mean-square normalisation of the last axis."""
@@ -146,12 +154,24 @@ class BlockWriter:
         return self.add_op(lambda: ops.AvgPool2d(kernel=_pair(kernel), stride=_pair(stride or kernel)), x)
 
     def global_avg_pool(self, x: Tensor) -> Tensor:
-        """Take the mean over all positions. (C, H, W) → (C,)."""
+        """Take the mean over all positions. (C, H, W) → (C,), or (T, D) → (D,)."""
         return self.add_op(ops.GlobalAvgPool, x)
 
     def flatten(self, x: Tensor) -> Tensor:
         """Put all axes into one, in C order."""
         return self.add_op(ops.Flatten, x)
+
+    def to_sequence(self, x: Tensor) -> Tensor:
+        """Read an image's pixels row by row. (C, H, W) → (H·W, C)."""
+        return self.add_op(ops.ToSequence, x)
+
+    def transpose(self, x: Tensor) -> Tensor:
+        """Swap length and features. (T, D) → (D, T)."""
+        return self.add_op(ops.Transpose, x)
+
+    def take_token(self, x: Tensor, index: int = 0) -> Tensor:
+        """Take the vector at one place. (T, D) → (D,)."""
+        return self.add_op(lambda: ops.TakeToken(index=index), x)
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
         """Zero a share of the values in training; no op at all where the rate is 0."""

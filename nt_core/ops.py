@@ -16,7 +16,7 @@ from pydantic import Field
 
 from nt_core.errors import GraphError
 from nt_core.values import Count, Fraction, Shape, Value
-from nt_core.weights import Init, Weight, kernel, vector
+from nt_core.weights import Init, Weight, kernel, table, vector
 
 Pair = tuple[Count, Count]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -118,8 +118,39 @@ class Embedding(Op):
         return (*shape, self.features)
 
     def weights(self) -> tuple[Weight, ...]:
-        shape = (self.vocabulary, self.features)
-        return (Weight(name="weight", shape=shape, role="table", init=("normal", 0.02)),)
+        return (table(self.vocabulary, self.features),)
+
+
+class ClassToken(Op):
+    """One learned vector before the first (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T + 1, D)."""
+
+    kind: Literal["class_token"] = "class_token"
+    features: Count
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        length, features = expect_sequence(inputs[0])
+        expect_features(inputs[0], self.features)
+        return length + 1, features
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (table(1, self.features),)
+
+
+class Positions(Op):
+    """Add a learned vector at each place (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T, D)."""
+
+    kind: Literal["positions"] = "positions"
+    length: Count
+    features: Count
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        if expect_sequence(shape) != (self.length, self.features):
+            raise GraphError(f"expected a sequence {self.length, self.features}, found shape {shape}")
+        return shape
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (table(self.length, self.features),)
 
 
 class BatchNorm(Op):
@@ -219,13 +250,18 @@ class AvgPool2d(Op):
 
 
 class GlobalAvgPool(Op):
-    """Mean over all positions. (C, H, W) → (C,)."""
+    """Mean over all positions. (C, H, W) → (C,), or (T, D) → (D,)."""
 
     kind: Literal["global_avg_pool"] = "global_avg_pool"
 
     def output_shape(self, *inputs: Shape) -> Shape:
-        expect_image(inputs[0])
-        return inputs[0][:1]
+        (shape,) = inputs
+        if len(shape) not in (2, 3):
+            raise GraphError(
+                "expected an image (channels, height, width) or a sequence (length, features), "
+                f"found shape {shape}"
+            )
+        return shape[:1] if len(shape) == 3 else shape[1:]
 
 
 class Flatten(Op):
@@ -235,6 +271,39 @@ class Flatten(Op):
 
     def output_shape(self, *inputs: Shape) -> Shape:
         return (math.prod(inputs[0]),)
+
+
+class ToSequence(Op):
+    """The pixels of an image, row by row, as vectors of their channels. (C, H, W) → (H·W, C)."""
+
+    kind: Literal["to_sequence"] = "to_sequence"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        expect_image(inputs[0])
+        channels, height, width = inputs[0]
+        return height * width, channels
+
+
+class Transpose(Op):
+    """Swap length and features of a sequence. (T, D) → (D, T)."""
+
+    kind: Literal["transpose"] = "transpose"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return expect_sequence(inputs[0])[::-1]
+
+
+class TakeToken(Op):
+    """The vector at one place of a sequence; 0 is where :class:`ClassToken` puts its own. (T, D) → (D,)."""
+
+    kind: Literal["take_token"] = "take_token"
+    index: NotNegative = 0
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        length, features = expect_sequence(inputs[0])
+        if self.index >= length:
+            raise GraphError(f"expected an index below the length {length}, found {self.index}")
+        return (features,)
 
 
 class Dropout(Op):
@@ -323,6 +392,8 @@ AnyOp = Annotated[
     Conv2d
     | Linear
     | Embedding
+    | ClassToken
+    | Positions
     | BatchNorm
     | LayerNorm
     | RMSNorm
@@ -331,6 +402,9 @@ AnyOp = Annotated[
     | AvgPool2d
     | GlobalAvgPool
     | Flatten
+    | ToSequence
+    | Transpose
+    | TakeToken
     | Dropout
     | Add
     | Multiply
@@ -347,6 +421,13 @@ def expect_image(shape: Shape, channels: int | None = None) -> None:
     if len(shape) != 3 or (channels is not None and shape[0] != channels):
         wanted = "channels" if channels is None else channels
         raise GraphError(f"expected an image ({wanted}, height, width), found shape {shape}")
+
+
+def expect_sequence(shape: Shape) -> tuple[int, int]:
+    """Raise unless a shape is (length, features); return it."""
+    if len(shape) != 2:
+        raise GraphError(f"expected a sequence (length, features), found shape {shape}")
+    return shape[0], shape[1]
 
 
 def expect_features(shape: Shape, features: int) -> None:

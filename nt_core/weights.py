@@ -20,7 +20,7 @@ class Weight:
         name: its name within the op, ``"weight"`` or ``"bias"`` say.
         shape: its shape; axis 0 is the output axis and the rest is the fan-in.
         role: ``kernel`` (multiplies activations, may be sparse), ``bias``, ``scale``, ``table``
-            (an embedding) or ``running`` (a statistic that is kept, not trained).
+            (rows that are looked up or added) or ``running`` (a statistic that is kept, not trained).
         init: ``("constant", value)``, ``("normal", standard deviation)`` or ``("uniform", bound)``.
     """
 
@@ -65,6 +65,11 @@ def kernel(shape: Shape, init: Init) -> Weight:
             return Weight(name="weight", shape=shape, role="kernel", init=("uniform", 1 / math.sqrt(fan_in)))
         case "normal_002":
             return Weight(name="weight", shape=shape, role="kernel", init=("normal", 0.02))
+
+
+def table(rows: int, features: int) -> Weight:
+    """Declare a table of learned vectors, drawn from N(0, 0.02²)."""
+    return Weight(name="weight", shape=(rows, features), role="table", init=("normal", 0.02))
 
 
 def vector(name: str, size: int, role: Role, value: float) -> Weight:

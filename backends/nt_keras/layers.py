@@ -102,6 +102,10 @@ class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolve; on CPUs group by group: XLA, which Keras calls, takes up to 100 times as long."""
+        if ENGINE == "torch" and self.kernel_size == (1, 1) and not has_accelerator():
+            # With strides and few channels, PyTorch's gradient writes past its memory.
+            inputs = inputs[:, :: self.strides[0], :: self.strides[1]]
+            return ops.conv(inputs, kernel, data_format=self.data_format)
         depthwise = self.groups == inputs.shape[-1] == self.filters
         if self.groups == 1 or ENGINE == "torch" or (depthwise and ENGINE == "jax") or has_accelerator():
             return super().convolution_op(inputs, kernel)
@@ -150,6 +154,63 @@ class MaxPool2D(_Padded, keras.layers.MaxPooling2D):  # type: ignore[misc]
     """``keras.layers.MaxPooling2D`` whose explicit padding counts as −∞."""
 
     fill = -math.inf
+
+
+class _Table(keras.layers.Layer):  # type: ignore[misc]
+    """Holds learned vectors, (rows, features)."""
+
+    def __init__(self, rows: int, features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows, self.features = rows, features
+
+    def build(self, input_shape: Any) -> None:
+        self.table = self.add_weight(shape=(self.rows, self.features), initializer="zeros", name="table")
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rows": self.rows, "features": self.features}
+
+
+@register
+class ClassToken(_Table):
+    """Puts the table's rows before each sequence. (B, T, D) → (B, rows + T, D)."""
+
+    def call(self, inputs: Any) -> Any:
+        token = ops.broadcast_to(self.table, (ops.shape(inputs)[0], self.rows, self.features))
+        return ops.concatenate([token, inputs], axis=1)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        batch, length, features = input_shape
+        return batch, self.rows + length, features
+
+
+@register
+class Positions(_Table):
+    """Adds the table to each sequence. (B, rows, D) → (B, rows, D)."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + self.table
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+@register
+class TakeToken(keras.layers.Layer):  # type: ignore[misc]
+    """Takes the vector at one place. (B, T, D) → (B, D)."""
+
+    def __init__(self, index: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.index = index
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[:, self.index]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape[0], input_shape[2]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "index": self.index}
 
 
 @register

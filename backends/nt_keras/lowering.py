@@ -138,6 +138,28 @@ def _avg_pool2d(op: ops.AvgPool2d, _: Sequence[Shape], settings: Settings) -> Lo
     )
 
 
+def _global_avg_pool(_: ops.GlobalAvgPool, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+    kind = (
+        keras.layers.GlobalAveragePooling2D
+        if len(shapes[0]) == IMAGE
+        else keras.layers.GlobalAveragePooling1D
+    )
+    return Lowered(compute=kind(data_format="channels_last", **settings.common))
+
+
+def _to_sequence(op: ops.ToSequence, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+    """Join height and width: channels are last already."""
+    return Lowered(compute=keras.layers.Reshape(op.output_shape(*shapes), **settings.common))
+
+
+def _class_token(op: ops.ClassToken, _: Sequence[Shape], settings: Settings) -> Lowered:
+    return _holding(layers.ClassToken(1, op.features, **settings.common), {"weight": "table"})
+
+
+def _positions(op: ops.Positions, _: Sequence[Shape], settings: Settings) -> Lowered:
+    return _holding(layers.Positions(op.length, op.features, **settings.common), {"weight": "table"})
+
+
 def _flatten(_: ops.Flatten, shapes: Sequence[Shape], settings: Settings) -> Lowered:
     """Flatten in canonical order, whatever the layout: (B, H, W, C) → (B, C·H·W)."""
     layer = keras.layers.Flatten(data_format="channels_last", **settings.common)
@@ -183,16 +205,21 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Conv2d: _conv2d,
         ops.Linear: _linear,
         ops.Embedding: _embedding,
+        ops.ClassToken: _class_token,
+        ops.Positions: _positions,
         ops.BatchNorm: _batch_norm,
         ops.LayerNorm: _layer_norm,
         ops.RMSNorm: _rms_norm,
         ops.Activation: lambda op, _, settings: _pointwise(ACTIVATIONS[op.function], settings),
         ops.MaxPool2d: _max_pool2d,
         ops.AvgPool2d: _avg_pool2d,
-        ops.GlobalAvgPool: lambda _, __, settings: Lowered(
-            compute=keras.layers.GlobalAveragePooling2D(data_format="channels_last", **settings.common)
-        ),
+        ops.GlobalAvgPool: _global_avg_pool,
         ops.Flatten: _flatten,
+        ops.ToSequence: _to_sequence,
+        ops.Transpose: lambda _, __, settings: Lowered(
+            compute=keras.layers.Permute((2, 1), **settings.common)
+        ),
+        ops.TakeToken: lambda op, _, settings: Lowered(compute=layers.TakeToken(op.index, **settings.common)),
         ops.Dropout: lambda op, _, settings: Lowered(
             # PyTorch keeps a seed in 31 bits.
             compute=keras.layers.Dropout(op.rate, seed=settings.seed % 2**31, **settings.common)

@@ -47,7 +47,44 @@ class _MaxPool2d(nn.Module):
 
 class _GlobalAvgPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
+        return x.mean((2, 3) if x.ndim == 4 else 1)
+
+
+class _ToSequence(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+class _Transpose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class _ClassToken(nn.Module):
+    def __init__(self, op: ops.ClassToken) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, op.features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.weight.expand(len(x), -1, -1), x], dim=1)
+
+
+class _Positions(nn.Module):
+    def __init__(self, op: ops.Positions) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(op.length, op.features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+class _TakeToken(nn.Module):
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.index]
 
 
 class _Add(nn.Module):
@@ -135,6 +172,8 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Conv2d: _conv2d,
         ops.Linear: lambda op, _: nn.Linear(op.in_features, op.out_features, bias=op.bias),
         ops.Embedding: lambda op, _: nn.Embedding(op.vocabulary, op.features),
+        ops.ClassToken: lambda op, _: _ClassToken(op),
+        ops.Positions: lambda op, _: _Positions(op),
         ops.BatchNorm: _batch_norm,
         ops.LayerNorm: lambda op, _: nn.LayerNorm(op.features, eps=op.eps),
         ops.RMSNorm: lambda op, _: nn.RMSNorm(op.features, eps=op.eps),
@@ -143,6 +182,9 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.AvgPool2d: lambda op, _: nn.AvgPool2d(op.kernel, op.stride),
         ops.GlobalAvgPool: lambda *_: _GlobalAvgPool(),
         ops.Flatten: lambda *_: nn.Flatten(),
+        ops.ToSequence: lambda *_: _ToSequence(),
+        ops.Transpose: lambda *_: _Transpose(),
+        ops.TakeToken: lambda op, _: _TakeToken(op.index),
         ops.Dropout: lambda op, _: nn.Dropout(op.rate),
         ops.Add: lambda *_: _Add(),
         ops.Multiply: lambda *_: _Multiply(),

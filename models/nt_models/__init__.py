@@ -7,13 +7,30 @@ from types import MappingProxyType
 
 from nt_core import BlockGraph
 from nt_models.llama import llama, llama_130m, llama_250m, llama_350m, llama_tiny
+from nt_models.mixer import mixer, mixer_s16
 from nt_models.mlp import mlp
+from nt_models.resnet import resnet
+from nt_models.vit import vit, vit_s16, vit_tiny32
 from nt_models.wide_resnet import wide_resnet
 
 ARCHITECTURES: Mapping[str, Callable[..., BlockGraph]] = MappingProxyType(
     {
         make.__name__: make
-        for make in (llama, llama_130m, llama_250m, llama_350m, llama_tiny, mlp, wide_resnet)
+        for make in (
+            llama,
+            llama_130m,
+            llama_250m,
+            llama_350m,
+            llama_tiny,
+            mixer,
+            mixer_s16,
+            mlp,
+            resnet,
+            vit,
+            vit_s16,
+            vit_tiny32,
+            wide_resnet,
+        )
     }
 )
 """The architectures a spec file can name."""
@@ -25,6 +42,12 @@ __all__ = [
     "llama_250m",
     "llama_350m",
     "llama_tiny",
+    "mixer",
+    "mixer_s16",
     "mlp",
+    "resnet",
+    "vit",
+    "vit_s16",
+    "vit_tiny32",
     "wide_resnet",
 ]

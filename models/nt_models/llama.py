@@ -159,7 +159,7 @@ def _read_arguments(graph: BlockGraph) -> dict[str, Any] | None:
 
 
 def _expect_heads(width: int, heads: int, kv_heads: int) -> None:
-    if width % heads or heads % kv_heads or width // heads % 2:
+    if min(heads, kv_heads) < 1 or width % heads or heads % kv_heads or width // heads % 2:
         raise GraphError(
             f"llama: expected heads that divide width={width} into even sizes (rotary positions turn pairs) "
             f"and kv_heads that divide heads, found heads={heads}, kv_heads={kv_heads}"

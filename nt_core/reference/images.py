@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -109,11 +111,12 @@ def avg_pool2d(op: AvgPool2d, inputs: Inputs, weights: Weights, training: bool) 
 
 
 def global_avg_pool(op: GlobalAvgPool, inputs: Inputs, weights: Weights, training: bool) -> Applied:
-    """Take the mean over all positions. (B, C, H, W) → (B, C)."""
+    """Take the mean over all positions. (B, C, H, W) → (B, C), or (B, T, D) → (B, D)."""
     (x,) = inputs
-    share = 1 / (x.shape[2] * x.shape[3])
+    axes = (2, 3) if x.ndim == 4 else (1,)
+    share = 1 / math.prod(x.shape[axis] for axis in axes)
 
     def pullback(dy: Array) -> Cotangents:
-        return (np.broadcast_to((dy * share)[..., None, None], x.shape),), {}
+        return (np.broadcast_to(np.expand_dims(dy * share, axes), x.shape),), {}
 
-    return Applied(x.mean((2, 3)), pullback)
+    return Applied(x.mean(axes), pullback)

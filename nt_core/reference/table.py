@@ -13,12 +13,15 @@ from nt_core.reference.dense import embedding, linear
 from nt_core.reference.elementwise import activation, add, concat, dropout, flatten, multiply
 from nt_core.reference.images import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from nt_core.reference.norms import batch_norm, layer_norm, rms_norm
+from nt_core.reference.sequences import class_token, positions, take_token, to_sequence, transpose
 
 REFERENCE: Mapping[type[Op], Reference] = MappingProxyType(
     {
         ops.Conv2d: conv2d,
         ops.Linear: linear,
         ops.Embedding: embedding,
+        ops.ClassToken: class_token,
+        ops.Positions: positions,
         ops.BatchNorm: batch_norm,
         ops.LayerNorm: layer_norm,
         ops.RMSNorm: rms_norm,
@@ -27,6 +30,9 @@ REFERENCE: Mapping[type[Op], Reference] = MappingProxyType(
         ops.AvgPool2d: avg_pool2d,
         ops.GlobalAvgPool: global_avg_pool,
         ops.Flatten: flatten,
+        ops.ToSequence: to_sequence,
+        ops.Transpose: transpose,
+        ops.TakeToken: take_token,
         ops.Dropout: dropout,
         ops.Add: add,
         ops.Multiply: multiply,

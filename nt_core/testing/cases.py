@@ -203,6 +203,7 @@ _IMAGES: Mapping[str, Write] = {
     "layer_norm_image": partial(_layer_norm, eps=1e-5),
     "linear_image": lambda b, x: b.linear(x, 4),
     "flatten": lambda b, x: b.relu(b.flatten(x)),
+    "to_sequence": lambda b, x: b.linear(b.to_sequence(x), 3),
     "relu_ties": lambda b, x: b.relu(x),
     "concat_channels": _concat(0),
     "concat_height": _concat(1),
@@ -224,6 +225,11 @@ _FEATURES: Mapping[str, Write] = {
 }
 _SEQUENCES: Mapping[str, Write] = {
     "embedding": lambda b, x: b.linear(x, 4),
+    "class_token": lambda b, x: b.class_token(x),
+    "positions": lambda b, x: b.positions(x),
+    "take_token": lambda b, x: b.take_token(x, 3),
+    "transpose": lambda b, x: b.linear(b.transpose(x), 4),
+    "global_avg_pool_sequence": lambda b, x: b.global_avg_pool(x),
     "layer_norm": partial(_layer_norm, eps=1e-3),
     "rms_norm": lambda b, x: b.rms_norm(x, eps=1e-3),
     "attention": partial(_attend, kv_heads=4, causal=False, rotary_base=None),

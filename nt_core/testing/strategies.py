@@ -93,9 +93,30 @@ def transformers(draw: st.DrawFn) -> BlockGraph:
     return net.build()
 
 
+@st.composite
+def patch_nets(draw: st.DrawFn) -> BlockGraph:
+    """Draw networks that cut an image of any proportions into patches and mix them, over 0 to 2 blocks."""
+    height, width, features = (draw(st.integers(1, 4)) for _ in range(3))
+    net = GraphBuilder(Image(channels=draw(st.integers(1, 2)), height=height, width=width))
+    with net.stem() as b:
+        kernel = draw(st.integers(1, height)), draw(st.integers(1, width))
+        x = b.to_sequence(b.conv(b.inp, features, kernel=kernel, stride=kernel, bias=draw(st.booleans())))
+        x = b.class_token(x) if draw(st.booleans()) else x
+        b.out = b.positions(x) if draw(st.booleans()) else x
+    for number in range(1, draw(st.integers(0, 2)) + 1):
+        with net.block(f"block{number}") as b:
+            mixed = b.activation(b.linear(b.transpose(b.inp), 3), draw(st.sampled_from(FUNCTIONS)))
+            b.out = b.add(b.inp, b.transpose(b.linear(mixed, b.inp.shape[0])))
+    with net.classifier() as b:
+        last = b.inp.shape[0] - 1
+        write = draw(st.sampled_from([b.flatten, b.global_avg_pool, lambda x: b.take_token(x, last)]))
+        b.out = b.linear(write(b.inp), draw(st.integers(1, 4)))
+    return net.build()
+
+
 def block_graphs() -> st.SearchStrategy[BlockGraph]:
     """Draw networks of any kind."""
-    return st.one_of(perceptrons(), conv_nets(), transformers())
+    return st.one_of(perceptrons(), conv_nets(), transformers(), patch_nets())
 
 
 @st.composite

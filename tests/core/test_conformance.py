@@ -36,11 +36,12 @@ from nt_core.testing import (
 )
 from nt_core.testing.conformance import Check, assert_close
 from nt_core.testing.strategies import cases
+from nt_models.tiny import TINY
 
 GRAPHS = {
     "nt_mlp": nt_models.mlp(inputs=(1, 4, 3), hidden=(6, 5), classes=3),
     "nt_mlp_norm": nt_models.mlp(inputs=5, hidden=(6, 5), classes=3, norm=True),
-    "wide_resnet": nt_models.wide_resnet(depth=10, width=1, size=8, channels=1, classes=10),
+    **{name: make() for name, make in TINY.items()},
 }
 OPS, MODELS = op_cases(), model_cases(GRAPHS)
 
@@ -174,6 +175,23 @@ def forgetful_embedding(op: Any, inputs: Any, weights: Any, training: bool) -> A
     return Applied(y, pullback)
 
 
+def by_columns(op: Any, inputs: Any, weights: Any, training: bool) -> Applied:
+    (x,) = inputs
+    turned = x.swapaxes(2, 3)
+    return REFERENCE[ops.ToSequence](op, (turned,), weights, training)._replace(pullback=no_pullback)
+
+
+def token_last(op: Any, inputs: Any, weights: Any, training: bool) -> Applied:
+    y = REFERENCE[ops.ClassToken](op, inputs, weights, training).output
+    return Applied(np.roll(y, -1, axis=1), no_pullback)
+
+
+def taught_by_one_example(op: Any, inputs: Any, weights: Any, training: bool) -> Applied:
+    """Give the op's own weight the gradient of the first example alone."""
+    y, pullback, _ = REFERENCE[type(op)](op, inputs, weights, training)
+    return Applied(y, lambda dy: (pullback(dy)[0], pullback(dy * (np.arange(len(dy)) < 1)[:, None, None])[1]))
+
+
 def interleaved_groups(op: Any, inputs: Any, weights: Any, training: bool) -> Applied:
     if op.groups == 1 or op.groups == op.in_channels:
         return REFERENCE[ops.Conv2d](op, inputs, weights, training)
@@ -279,6 +297,11 @@ BROKEN: Mapping[str, tuple[Backend, Check]] = {
     "flatten_channels_last": (wrong(ops.Flatten, channels_last_flatten), check_forward),
     "shared_tensor_gradient_dropped": (wrong(ops.Add, only_first_reader), check_gradients),
     "embedding_forgets": (wrong(ops.Embedding, forgetful_embedding), check_gradients),
+    "sequence_by_columns": (wrong(ops.ToSequence, by_columns), check_forward),
+    "class_token_last": (wrong(ops.ClassToken, token_last), check_forward),
+    "class_token_taught_by_one_example": (wrong(ops.ClassToken, taught_by_one_example), check_gradients),
+    "positions_taught_by_one_example": (wrong(ops.Positions, taught_by_one_example), check_gradients),
+    "first_token_taken": (misread(ops.TakeToken, lambda op: {"index": 0}), check_forward),
     "batch_norm_eps": (misread(ops.BatchNorm, lambda op: {"eps": 1e-3}), check_forward),
     "batch_norm_momentum": (
         misread(ops.BatchNorm, lambda op: {"momentum": 1 - op.momentum}),

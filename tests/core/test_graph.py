@@ -70,7 +70,16 @@ def test_a_mismatched_shape_names_block_op_expected_and_found() -> None:
         (ops.Activation(), ("input", "input"), "expected 1 inputs, found 2"),
         (ops.Attention(heads=1, kv_heads=1), ("input", "input"), "expected 3 inputs, found 2"),
         (ops.Attention(heads=1, kv_heads=1), ("input",) * 3, "three shapes (length, features), found [(3,)"),
-        (ops.GlobalAvgPool(), ("input",), "expected an image (channels, height, width), found shape (3,)"),
+        (
+            ops.GlobalAvgPool(),
+            ("input",),
+            "expected an image (channels, height, width) or a sequence (length, features), found shape (3,)",
+        ),
+        (ops.ToSequence(), ("input",), "expected an image (channels, height, width), found shape (3,)"),
+        (ops.Transpose(), ("input",), "expected a sequence (length, features), found shape (3,)"),
+        (ops.ClassToken(features=3), ("input",), "expected a sequence (length, features), found shape (3,)"),
+        (ops.Positions(length=3, features=1), ("input",), "expected a sequence (length, features), found"),
+        (ops.TakeToken(), ("input",), "expected a sequence (length, features), found shape (3,)"),
         (ops.BatchNorm(channels=4), ("input",), "expected 4 channels on the first axis, found shape (3,)"),
         (ops.Concat(axis=1), ("input", "input"), "expected shapes with an axis 1, found [(3,), (3,)]"),
         (ops.RMSNorm(features=2), ("input",), "expected 2 features on the last axis, found shape (3,)"),
@@ -106,6 +115,18 @@ def test_an_op_that_does_not_fit_names_block_and_op(
         (
             lambda b: b.add(b.inp, b.conv(b.inp, 4, kernel=1)),
             "expected equal shapes, found (3, 8, 8) and (4, 8, 8)",
+        ),
+        (
+            lambda b: b.take_token(b.to_sequence(b.inp), 64),
+            "'take_token1' (take_token): expected an index below the length 64, found 64",
+        ),
+        (
+            lambda b: b.add_op(lambda: ops.Positions(length=65, features=3), b.to_sequence(b.inp)),
+            "(positions): expected a sequence (65, 3), found shape (64, 3)",
+        ),
+        (
+            lambda b: b.add_op(lambda: ops.ClassToken(features=4), b.to_sequence(b.inp)),
+            "(class_token): expected 4 features on the last axis, found shape (64, 3)",
         ),
         (lambda b: b.activation(b.inp, "rleu"), "activation.function: input should be 'relu'"),
     ],
@@ -479,8 +500,9 @@ def test_a_multi_layer_perceptron_counts_its_hidden_layers() -> None:
     assert nt_models.mlp(inputs=4, hidden=(), classes=3).counted == ()
 
 
-def test_the_wide_resnet_is_written_in_at_most_60_lines() -> None:
-    text = (Path(nt_models.__file__).parent / "wide_resnet.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["wide_resnet", "mixer"])
+def test_an_architecture_is_written_in_at_most_60_lines(name: str) -> None:
+    text = (Path(nt_models.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(lines) <= 60
 
@@ -491,8 +513,12 @@ def test_models_of_the_conformance_suite_are_consistent(name: str) -> None:
 
 
 def test_every_architecture_a_spec_can_name_is_recorded_under_that_name() -> None:
+    small = {"blocks": 2, "width": 8, "hidden": 12}
     arguments: Mapping[str, Mapping[str, Any]] = {
+        "llama": {**small, "heads": 2},
+        "mixer": {**small, "tokens": 5},
         "mlp": {"inputs": 4},
+        "vit": {**small, "heads": 2},
         "wide_resnet": {"depth": 10, "width": 1},
     }
     for name, make in nt_models.ARCHITECTURES.items():

@@ -207,6 +207,33 @@ def test_embedding_sums_the_gradients_of_a_word_that_recurs() -> None:
     assert gradients["weight"].tolist() == [[3, 4], [0, 0], [6, 8]]
 
 
+def test_a_sequence_reads_an_image_row_by_row() -> None:
+    image = np.arange(12.0).reshape(1, 2, 2, 3)
+    y, pullback, _ = apply(ops.ToSequence(), image)
+    assert y.tolist() == [[[0, 6], [1, 7], [2, 8], [3, 9], [4, 10], [5, 11]]]
+    np.testing.assert_array_equal(pullback(y)[0][0], image)
+
+
+def test_class_token_and_positions_by_hand() -> None:
+    x = [[[1.0, 2.0]], [[3.0, 4.0]]]
+    y, pullback, _ = apply(ops.ClassToken(features=2), x, weight=[[5.0, 6.0]])
+    assert y.tolist() == [[[5, 6], [1, 2]], [[5, 6], [3, 4]]]
+    (dx,), gradients = pullback(y)
+    assert (dx.tolist(), gradients["weight"].tolist()) == (x, [[10, 12]])
+    y, pullback, _ = apply(ops.Positions(length=1, features=2), x, weight=[[10.0, 20.0]])
+    assert y.tolist() == [[[11, 22]], [[13, 24]]]
+    assert pullback(y)[1]["weight"].tolist() == [[24, 46]]
+
+
+def test_pooling_and_taking_a_token_by_hand() -> None:
+    x = [[[1.0, 2.0], [3.0, 6.0]]]
+    pooled, taken = apply(ops.GlobalAvgPool(), x), apply(ops.TakeToken(index=1), x)
+    assert (pooled.output.tolist(), taken.output.tolist()) == ([[2, 4]], [[3, 6]])
+    dy = np.array([[2.0, 4.0]])
+    assert pooled.pullback(dy)[0][0].tolist() == [[[1, 2], [1, 2]]]
+    assert taken.pullback(dy)[0][0].tolist() == [[[0, 0], [2, 4]]]
+
+
 def test_causal_attention_does_not_see_what_follows() -> None:
     op = ops.Attention(heads=2, kv_heads=1, causal=True, rotary_base=10.0)
     q, k, v = rng(0).normal(size=(1, 4, 4)), rng(1).normal(size=(1, 4, 2)), rng(2).normal(size=(1, 4, 2))

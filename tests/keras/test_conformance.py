@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 import nt_keras
-import nt_models
 from nt_core import EnsembleSpec, GraphError, Static, ops
 from nt_core.testing import (
     CHECKS,
@@ -29,11 +28,15 @@ from nt_keras import engine
 from nt_keras.layers import BatchNorm
 from nt_keras.layouts import batch_to_keras, kernel_axes, to_canonical
 from nt_keras.lowering import LOWERINGS, find_lowering
+from nt_models.tiny import TINY
 
-CASES = [
-    *op_cases(),
-    *model_cases({"wide_resnet": nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=1)}),
+# In one structure each: compiling takes nearly all the time, and the suite's own models have every structure.
+ARCHITECTURES = [
+    case
+    for case in model_cases({name: make() for name, make in TINY.items()})
+    if case.name.partition("/")[0] in TINY and "/split_" in case.name
 ]
+CASES = [*op_cases(), *model_cases(), *ARCHITECTURES]
 ENGINE = keras.backend.backend()
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 
@@ -297,6 +300,8 @@ class FitBackend(KerasBackend):
         "gelu",
         "batch_norm_image",
         "attention_all",
+        "class_token",
+        "take_token",
         "skipping/split_down",
     ),
     ids=str,
@@ -327,6 +332,7 @@ def _channels_first():
         "global_avg_pool",
         "batch_norm_image",
         "flatten",
+        "to_sequence",
     ),
     ids=str,
 )
@@ -335,7 +341,19 @@ def test_keras_image_data_format_changes_nothing(case):
 
 
 @pytest.mark.parametrize(
-    "case", named("gelu", "layer_norm_image", "skipping/single", "language_model/single"), ids=str
+    "case",
+    named(
+        "gelu",
+        "layer_norm_image",
+        "to_sequence",
+        "class_token",
+        "positions",
+        "take_token",
+        "transpose",
+        "skipping/single",
+        "language_model/single",
+    ),
+    ids=str,
 )
 def test_a_part_of_a_model_is_saved_and_loaded(case, tmp_path):
     model = build(case, "float32").model
@@ -346,7 +364,7 @@ def test_a_part_of_a_model_is_saved_and_loaded(case, tmp_path):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), part.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("case", named("language_model/split_block1", "wide_resnet/single"), ids=str)
+@pytest.mark.parametrize("case", named("language_model/split_block1", "wide_resnet/split_stage2.1"), ids=str)
 def test_half_precision_is_near_the_reference(case):
     values = random_values(case.layout, 0, np.float32)
     x = random_input(case.graph, case.batch, 0, np.float32)

@@ -6,20 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import nt_models
 from nt_core import EnsembleSpec, Random
 from nt_core.ops import OPS
 from nt_core.policies import Layer
 from nt_core.testing import CHECKS, check_dropout, check_update, model_cases, op_cases, update_cases
+from nt_models.tiny import TINY
 from nt_torch.arrays import TorchArrays, threefry2x32
 from nt_torch.compile import Ensemble, as_numpy
 from nt_torch.lowering import LOWERINGS
 from nt_torch.topology import Topology
 
-CASES = [
-    *op_cases(),
-    *model_cases({"wide_resnet": nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=1)}),
-]
+CASES = [*op_cases(), *model_cases({name: make() for name, make in TINY.items()})]
 
 
 class TorchBackend:
