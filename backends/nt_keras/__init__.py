@@ -1,7 +1,7 @@
 """The Keras backend: compile a spec, train it with its topology, evaluate, save and load."""
 
 from nt_core.update import Update
-from nt_keras.checkpoint import checkpoint, load
+from nt_keras.checkpoint import checkpoint, load, restore
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.evaluate import evaluate, predict
 from nt_keras.losses import Disagreement, EnsembleAccuracy, ensemble_loss
@@ -23,6 +23,7 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "restore",
     "sparse",
     "train",
 ]

@@ -1,7 +1,7 @@
 """The PyTorch backend: compile a spec, train it with its topology, evaluate, save and load."""
 
 from nt_core.update import Update
-from nt_torch.checkpoint import checkpoint, load
+from nt_torch.checkpoint import checkpoint, load, restore
 from nt_torch.compile import Ensemble, compile, ensemble_loss  # noqa: A004
 from nt_torch.evaluate import evaluate, predict
 from nt_torch.topology import Topology
@@ -18,5 +18,6 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "restore",
     "train",
 ]
