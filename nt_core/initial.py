@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nt_core.errors import TopologyError
 from nt_core.mask import Mask
 from nt_core.random import Random, Stream
 from nt_core.selection import Scores, top_k
@@ -102,7 +103,10 @@ def magnitude_masks(
         [[1, 3]]
     """
     for placed, count in _initial_counts(topology, layout):
-        yield placed.name, _best(placed.weight, np.abs(values[placed.name]).reshape(-1), count)
+        size = np.abs(values[placed.name]).reshape(-1)
+        if np.isnan(size).any():
+            raise TopologyError(f"weight {placed.name!r}: expected numbers, found NaN; repair the weights")
+        yield placed.name, _best(placed.weight, size, count)
 
 
 def _initial_counts(topology: AnyTopology, layout: Layout) -> Iterator[tuple[PlacedWeight, int]]:

@@ -28,6 +28,7 @@ from nt_core import (
     Single,
     SpecError,
     Static,
+    TopologyError,
     initial_masks,
 )
 from nt_core.checkpoint import Checkpoint
@@ -249,6 +250,18 @@ def test_masks_by_magnitude_keep_the_largest_of_each_weight(folder: Path) -> Non
         assert size[active].min() >= size[~active].max(initial=0)
         np.testing.assert_array_equal(loaded.values[name], np.where(active, dense.values[name], 0))
     save_llama(folder, loaded, head=2, overwrite=True)  # inactive ones are 0
+
+
+def test_nan_has_no_magnitude(folder: Path) -> None:
+    def spoil(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"][1, 2] = np.nan
+
+    change_tensors(folder, spoil)
+    spec = EnsembleSpec(graph=GRAPH, topology=Static(sparsity=0.5))
+    with pytest.raises(
+        TopologyError, match=r"'head1/lm_head/projection\.weight': expected numbers, found NaN"
+    ):
+        load_llama(folder, spec, masks="magnitude")
 
 
 def test_gradual_pruning_starts_full(folder: Path) -> None:
