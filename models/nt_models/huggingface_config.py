@@ -123,9 +123,14 @@ def read_config(folder: Path) -> tuple[LlamaConfig, dict[str, Any]]:
             f"{path}: not a LLaMA that nt_models.llama computes; choose a model of that kind:\n{error}"
         ) from None
     size, left = divmod(config.hidden_size, config.num_attention_heads)
-    if left or config.head_dim not in (None, size):
+    if left:
         raise CheckpointError(
-            f"{path}: head_dim: expected hidden_size / num_attention_heads = {config.hidden_size} / "
-            f"{config.num_attention_heads}, found {config.head_dim}; choose a model with such heads"
+            f"{path}: num_attention_heads: expected a divisor of hidden_size={config.hidden_size}, found "
+            f"{config.num_attention_heads}; correct it"
+        )
+    if config.head_dim not in (None, size):
+        raise CheckpointError(
+            f"{path}: head_dim: expected hidden_size / num_attention_heads = {size}, found "
+            f"{config.head_dim}; choose a model with such heads"
         )
     return config, content

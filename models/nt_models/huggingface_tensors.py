@@ -77,11 +77,12 @@ def expect_tensors(folder: Path, layout: Layout, stored: Mapping[str, StoredTens
     """
     tensors = sources(layout, tied=tied)
     shapes = {tensors[placed.name]: placed.weight.shape for placed in layout.weights}
-    known = {*shapes, PROJECTION}
+    if tied and PROJECTION in stored:
+        shapes[PROJECTION] = shapes[EMBEDDING]
     there = {name: stored[name] for name in shapes if name in stored}
     mistakes = {
         "missing": [name for name in shapes if name not in stored],
-        "extra": [name for name in stored if name not in known and not name.endswith(COMPUTED)],
+        "extra": [name for name in stored if name not in shapes and not name.endswith(COMPUTED)],
         "of another shape": [
             f"{name} (expected {shapes[name]}, found {tensor.shape})"
             for name, tensor in there.items()

@@ -223,6 +223,16 @@ def test_a_tied_projection_that_differs_is_refused(folder: Path) -> None:
         load_llama(folder)
 
 
+def test_a_tied_projection_of_another_shape_is_refused(folder: Path) -> None:
+    def cut(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:5]
+
+    change_config(folder, tie_word_embeddings=True)
+    change_tensors(folder, cut)
+    with pytest.raises(CheckpointError, match=r"of another shape: lm_head\.weight \(expected \(11, 12\)"):
+        load_llama(folder)
+
+
 # Masks.
 
 
@@ -369,8 +379,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": {"bits": 4}}, "quantization_config: input should be None"),
     ({"hidden_size": ...}, "hidden_size: missing; it must be given"),
     ({"vocab_size": 0}, "vocab_size: .* found 0"),
-    ({"head_dim": 8}, "head_dim: expected hidden_size / num_attention_heads = 12 / 2, found 8"),
-    ({"num_attention_heads": 5}, "head_dim: expected hidden_size / num_attention_heads = 12 / 5"),
+    ({"head_dim": 8}, "head_dim: expected hidden_size / num_attention_heads = 6, found 8"),
+    ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size=12, found 5"),
     ({"num_attention_heads": 4, "head_dim": 3}, "even sizes .* found heads=4"),
     ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 2}, "found heads=6, kv_heads=4"),
     ({"rope_theta": -1.0, "rope_parameters": None}, "rotary_base: .* greater than 0; found -1.0"),
