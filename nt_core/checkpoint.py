@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file, save
 
 import nt_core
 from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.files import read_json, write_atomically
 from nt_core.mask import Mask
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import PlacedWeight
@@ -61,7 +61,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         CheckpointError: a value is missing, it or its mask has another shape than the spec says, an inactive
             element is not 0, or the files cannot be written.
     """
-    _expect_values(checkpoint)
+    expect_values(checkpoint)
     tensors: dict[str, NDArray[Any]] = {}
     for placed in checkpoint.spec.layout.weights:
         value, mask = checkpoint.values[placed.name], checkpoint.masks.get(placed.name)
@@ -137,13 +137,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         CheckpointError: it is missing, no JSON, of a newer format, lacks a key, or was altered.
     """
     path = Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON, perhaps truncated: {error}") from None
-    if not isinstance(config, dict) or "format" not in config:
+    config = read_json(path, "is this a run's folder?")
+    if "format" not in config:
         raise CheckpointError(f"{path}: expected a checkpoint's configuration; is this a run's folder?")
     if config["format"] != FORMAT:
         raise CheckpointError(
@@ -179,24 +174,17 @@ def expect_same_weights(found: EnsembleSpec, expected: EnsembleSpec, folder: Pat
             )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all, even if the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _shape_or_absent(shape: Shape | None) -> str:
     return "absent" if shape is None else f"of shape {shape}"
 
 
-def _expect_values(checkpoint: Checkpoint) -> None:
+def expect_values(checkpoint: Checkpoint) -> None:
+    """Raise unless a checkpoint's values and masks fit its spec.
+
+    Raises:
+        CheckpointError: a value is missing, it or its mask has another shape than the spec says, or an
+            inactive element is not 0.
+    """
     for placed in checkpoint.spec.layout.weights:
         value = checkpoint.values.get(placed.name)
         if value is None or value.shape != placed.weight.shape:

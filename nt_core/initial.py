@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nt_core.errors import TopologyError
 from nt_core.mask import Mask
 from nt_core.random import Random, Stream
-from nt_core.selection import top_k
+from nt_core.selection import Scores, top_k
 from nt_core.structure import Layout, PlacedWeight
 from nt_core.topology import AnyTopology, Dense, GradualPruning, final_counts
 from nt_core.weights import Weight
@@ -90,17 +91,52 @@ def initial_masks(topology: AnyTopology, layout: Layout, seed: int) -> Iterator[
         >>> [(name, mask.count) for name, mask in initial_masks(Static(sparsity=0.5), layout, seed=0)]
         [('head1/hidden1/linear1.weight', 5), ('head1/classifier/linear1.weight', 4)]
     """
+    for placed, count in _initial_counts(topology, layout):
+        stream = Random(seed).at(weight=placed.name, purpose="mask")
+        yield placed.name, _best(placed.weight, stream.bits, count)
+
+
+def magnitude_masks(
+    topology: AnyTopology, layout: Layout, values: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[str, Mask]]:
+    """Choose the masks that keep the largest values of trained weights, as many as each is allocated.
+
+    Of equal magnitudes the lowest positions are kept. Equal weights of two heads get equal masks.
+
+    Args:
+        topology: says how many.
+        layout: what it lies on.
+        values: full name → array, for each sparsifiable weight at least.
+
+    Raises:
+        TopologyError: a value is NaN.
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import Single, Static
+        >>> layout = Single().layout(nt_models.mlp(inputs=4, hidden=(), classes=1))
+        >>> values = {"head1/classifier/linear1.weight": np.array([[0.5, -3.0, 0.0, 2.0]])}
+        >>> [mask.flat().tolist() for _, mask in magnitude_masks(Static(sparsity=0.5), layout, values)]
+        [[1, 3]]
+    """
+    for placed, count in _initial_counts(topology, layout):
+        size = np.abs(values[placed.name]).reshape(-1)
+        if np.isnan(size).any():
+            raise TopologyError(f"weight {placed.name!r}: expected numbers, found NaN; repair the weights")
+        yield placed.name, _best(placed.weight, size, count)
+
+
+def _initial_counts(topology: AnyTopology, layout: Layout) -> Iterator[tuple[PlacedWeight, int]]:
+    """Walk over the weights that have a mask, and how many elements are active when training starts."""
     if isinstance(topology, Dense):
         return
     counts = {} if isinstance(topology, GradualPruning) else final_counts(topology, layout)
     for placed in layout.sparsifiable:
-        shape, size = placed.weight.shape, placed.weight.size
-        count = counts.get(placed.name, size)
-        stream = Random(seed).at(weight=placed.name, purpose="mask")
-        everywhere = np.ones(size, dtype=np.bool_)
-        yield (
-            placed.name,
-            Mask.full(shape)
-            if count == size
-            else Mask.from_flat(shape, top_k(stream.bits, everywhere, count)),
-        )
+        yield placed, counts.get(placed.name, placed.weight.size)
+
+
+def _best(weight: Weight, scores: Scores, count: int) -> Mask:
+    if count == weight.size:
+        return Mask.full(weight.shape)
+    everywhere = np.ones(weight.size, dtype=np.bool_)
+    return Mask.from_flat(weight.shape, top_k(scores, everywhere, count))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint, write_atomically
+from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.files import write_atomically
 from nt_core.run_spec import RunSpec
 
 HISTORY: Final = "history.jsonl"

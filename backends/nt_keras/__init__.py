@@ -2,7 +2,7 @@
 
 from nt_core.training import Trained
 from nt_core.update import Update
-from nt_keras.checkpoint import checkpoint, load
+from nt_keras.checkpoint import checkpoint, load, restore
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.evaluate import evaluate, predict
 from nt_keras.losses import Disagreement, EnsembleAccuracy, ensemble_loss
@@ -24,6 +24,7 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "restore",
     "sparse",
     "train",
 ]

@@ -2,7 +2,7 @@
 
 from nt_core.training import Trained
 from nt_core.update import Update
-from nt_torch.checkpoint import checkpoint, load
+from nt_torch.checkpoint import checkpoint, load, restore
 from nt_torch.compile import Ensemble, compile, ensemble_loss  # noqa: A004
 from nt_torch.evaluate import evaluate, predict
 from nt_torch.topology import Topology
@@ -19,5 +19,6 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "restore",
     "train",
 ]

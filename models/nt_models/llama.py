@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from nt_core import BlockGraph, BlockWriter, GraphBuilder, GraphError, Tensor, Tokens, architecture
+from contextlib import suppress
+from typing import Any
+
+from nt_core import (
+    BlockGraph,
+    BlockWriter,
+    GraphBuilder,
+    GraphError,
+    NeuroTrailsError,
+    Tensor,
+    Tokens,
+    architecture,
+)
+from nt_core.ops import Attention, Linear, RMSNorm
 
 
 @architecture
@@ -98,6 +111,51 @@ def llama_350m(*, vocabulary: int = 32_000, length: int = 1024) -> BlockGraph:
         24
     """
     return llama(blocks=24, width=1024, hidden=2736, heads=16, vocabulary=vocabulary, length=length)
+
+
+def llama_arguments(graph: BlockGraph) -> dict[str, Any]:
+    """Return the arguments with which :func:`llama` makes this graph, whatever it was made by.
+
+    Raises:
+        GraphError: it makes no such graph.
+
+    Example:
+        >>> arguments = llama_arguments(llama_tiny())
+        >>> arguments["blocks"], arguments["kv_heads"], llama(**arguments) == llama_tiny()
+        (6, 2, True)
+    """
+    with suppress(NeuroTrailsError):
+        arguments = _read_arguments(graph)
+        if arguments is not None and llama(**arguments) == graph:
+            return arguments
+    raise GraphError(
+        "graph: expected one that nt_models.llama makes, found "
+        f"{(graph.origin or {}).get('name', 'another')!r}; make it by llama, or by read_llama_config"
+    )
+
+
+def _read_arguments(graph: BlockGraph) -> dict[str, Any] | None:
+    """Read the arguments off the ops of the first block."""
+    ops = {f"{block.name}/{node.name}": node.op for block, node in graph.nodes()}
+    norm, attention, gate = (ops.get(f"block1/{name}") for name in ("rms_norm1", "attention1", "gate_proj"))
+    if not (
+        isinstance(graph.input, Tokens)
+        and isinstance(norm, RMSNorm)
+        and isinstance(attention, Attention)
+        and isinstance(gate, Linear)
+    ):
+        return None
+    return {
+        "blocks": len(graph.counted),
+        "width": norm.features,
+        "hidden": gate.out_features,
+        "heads": attention.heads,
+        "kv_heads": attention.kv_heads,
+        "vocabulary": graph.input.vocabulary,
+        "length": graph.input.length,
+        "rotary_base": attention.rotary_base,
+        "eps": norm.eps,
+    }
 
 
 def _expect_heads(width: int, heads: int, kv_heads: int) -> None:

@@ -29,9 +29,9 @@ from nt_core.checkpoint import (
     mask_of_csr,
     read_config,
     save_checkpoint,
-    write_atomically,
 )
 from nt_core.errors import CheckpointError
+from nt_core.files import write_atomically
 from nt_core.initial import initial_masks
 from nt_core.mask import Mask
 from nt_core.presets import PRESETS
