@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nt_models
-from nt_core import ops
 from nt_core.allocation import ERK, Uniform
 from nt_core.builder import GraphBuilder
 from nt_core.graph import Features
@@ -21,7 +20,7 @@ from nt_core.random import Random
 from nt_core.structure import Independent, Layout, MultiHead, Single
 from nt_core.testing.strategies import block_graphs, structures
 from nt_core.topology import AnyTopology, Dense, Dynamic, GradualPruning, Static, final_counts
-from nt_core.weights import Weight
+from nt_core.weights import Weight, kernel
 
 SPARSE = Dynamic(sparsity=0.7)
 
@@ -185,7 +184,7 @@ def test_distributions_have_their_spread_and_bounds(seed: int) -> None:
     ],
 )
 def test_kernels_scale_with_their_fan_in(init: Any, distribution: str, parameter: float) -> None:
-    assert ops.kernel((8, 6, 3, 5), init).init == (distribution, pytest.approx(parameter))
+    assert kernel((8, 6, 3, 5), init).init == (distribution, pytest.approx(parameter))
 
 
 @given(st.lists(st.integers(0, 999), max_size=20), st.integers(0, 100))

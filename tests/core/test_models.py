@@ -129,7 +129,7 @@ def test_bottlenecks_have_their_stride_in_the_3x3_convolution() -> None:
 
 def test_small_models_are_small() -> None:
     assert figures(nt_models.vit_tiny32()).parameters_total == 2_693_578
-    assert figures(nt_models.llama_tiny()).parameters_total == 658_656
+    assert figures(nt_models.llama_tiny()).parameters_total == 217_664
 
 
 def test_every_architecture_has_a_tiny_graph() -> None:
