@@ -19,6 +19,7 @@ from nt_core.ops.elementwise import Activation, Add, Concat, Dropout, Flatten, M
 from nt_core.ops.images import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d
 from nt_core.ops.norms import BatchNorm, LayerNorm, RMSNorm
 from nt_core.ops.sequences import ClassToken, Positions, TakeToken, ToSequence, Transpose
+from nt_core.weights import Weight
 
 AnyOp = Annotated[
     Conv2d
@@ -74,4 +75,5 @@ __all__ = [
     "TakeToken",
     "ToSequence",
     "Transpose",
+    "Weight",
 ]
