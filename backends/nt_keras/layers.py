@@ -154,13 +154,11 @@ class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
         moving, by_batch = (mean, variance), training and self.trainable
         if by_batch:
             mean = ops.mean(x, axis=self._reduction_axes)
-        centred = x - mean
-        if by_batch:
             # Keras' moments are E[x²] − E[x]² in PyTorch, which cancels where a mean is large.
-            variance = ops.mean(ops.square(centred), axis=self._reduction_axes)
+            variance = ops.mean(ops.square(x - mean), axis=self._reduction_axes)
             self._move(x, moving, (mean, variance))
-        y = centred * (ops.rsqrt(variance + self.epsilon) * gamma) + beta
-        return ops.cast(y, self.compute_dtype)
+        scale = ops.rsqrt(variance + self.epsilon) * gamma
+        return ops.cast(x * scale + (beta - mean * scale), self.compute_dtype)
 
     def _move(self, x: Any, moving: tuple[Any, Any], batch: tuple[Any, Any]) -> None:
         """Move the moving statistics towards a batch's; a single value has variance 0, as in Keras."""

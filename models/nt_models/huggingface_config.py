@@ -45,7 +45,7 @@ class LlamaConfig(Value, extra="ignore"):
         >>> from nt_models.llama import llama_arguments, llama_tiny
         >>> config = LlamaConfig.of(llama_arguments(llama_tiny()))
         >>> config.num_hidden_layers, config.head_dim, config.arguments() == llama_arguments(llama_tiny())
-        (6, 24, True)
+        (4, 16, True)
     """
 
     error_path = ""

@@ -122,7 +122,7 @@ def llama_arguments(graph: BlockGraph) -> dict[str, Any]:
     Example:
         >>> arguments = llama_arguments(llama_tiny())
         >>> arguments["blocks"], arguments["kv_heads"], llama(**arguments) == llama_tiny()
-        (6, 2, True)
+        (4, 2, True)
     """
     with suppress(NeuroTrailsError):
         arguments = _read_arguments(graph)
