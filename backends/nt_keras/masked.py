@@ -65,6 +65,10 @@ class MaskedWeight:
                 )
         return self._flat(first)
 
+    def count(self) -> int:
+        """Return how many elements are active."""
+        return int(np.count_nonzero(engine.replicas(self.kernel.mask)[0]))
+
     def apply(self, swap: Swap, active: NDArray[np.bool_], grown_values: Stream | None) -> None:
         """Change the mask; grown values are drawn here where wanted. Zeros follow with ``Sparse.follow``."""
         active = active.copy()

@@ -147,7 +147,7 @@ class Topology:
             stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
             masked.apply(swaps[masked.name], layer.active, stream if draws else None)
         optimizer.follow([masked.kernel for masked in self._masked])
-        return Update.of(step, swaps, {masked.name: int(masked.active().sum()) for masked in self._masked})
+        return Update.of(step, swaps, {masked.name: masked.count() for masked in self._masked})
 
     def _expect_optimizer(self) -> None:
         topology, optimizer = self.model.spec.topology, self.optimizer
