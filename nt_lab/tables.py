@@ -195,8 +195,9 @@ def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     mixed = len({row["backend"] for row in rows}) > 1
     table = narrow_table(
         caption="×: relative to the single dense network (training FLOPs: trained on as many examples). "
-        "ECE: 15 bins. perpl.: perplexity. disagr.: prediction disagreement, mean over pairs of members. "
-        "seconds: of training."
+        + "ECE: 15 bins. " * ("examples" in units)
+        + "perpl.: perplexity. " * ("tokens" in units)
+        + "disagr.: prediction disagreement, mean over pairs of members. seconds: of training."
     )
     table.add_column("run\nbackend" if mixed else "run", overflow="fold")
     inference = "infer-\nence\nFLOPs" if mixed else "inference\nFLOPs"
