@@ -47,21 +47,29 @@ INTERVAL: Final = {
 }  # of 1,264 steps; the papers' 100 is meant for runs a hundred times as long
 LONGER: Final = 1.8
 """How many times as long the papers train NeuroTrails and EDST (450 epochs) as the dense network (250)."""
+EQUAL: Final = 4.4
+"""How many times as long NeuroTrails may train for no more FLOPs than the full ensemble (a little fewer)."""
 
-HEADS: Final = {"kind": "multi_head", "split": 1, "heads": 3}
+HEADS: Final = {"structure": {"kind": "multi_head", "split": 1, "heads": 3}, "loss": "sum"}
+"""Losses are summed, as independent members' are: each head then learns as fast as a single network does."""
 
 SPARSE: Final = {"sparsity": 0.8, **INTERVAL}
+NEUROTRAILS: Final = {"preset": "neurotrails", "topology": INTERVAL, **HEADS}
 
 METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
     "single": {"preset": "single"},
     "full_ensemble": {"preset": "full_ensemble"},
-    "treenet": {"preset": "treenet"},
-    "static": {"preset": "static", "structure": HEADS},
-    "neurotrails": {"preset": "neurotrails", "topology": INTERVAL},
-    # What decides how NeuroTrails does: its length, and whether heads' losses are averaged or summed.
-    "neurotrails_extended": {"preset": "neurotrails", "topology": INTERVAL, "plan": {"extend": LONGER}},
-    "neurotrails_sum": {"preset": "neurotrails", "topology": INTERVAL, "loss": "sum"},
-    "treenet_sum": {"preset": "treenet", "loss": "sum"},
+    "treenet": {"preset": "treenet", **HEADS},
+    "static": {"preset": "static", **HEADS},
+    "neurotrails": NEUROTRAILS,
+    # What decides how NeuroTrails does: its length (the papers', that of as many FLOPs as the full ensemble),
+    # and what the loss does to the step: a mean over three heads divides a head's gradient by three.
+    "neurotrails_extended": {**NEUROTRAILS, "plan": {"extend": LONGER}},
+    "neurotrails_equal_flops": {**NEUROTRAILS, "plan": {"extend": EQUAL}},
+    "neurotrails_mean": {**NEUROTRAILS, "loss": "mean"},
+    "treenet_mean": {"preset": "treenet", **HEADS, "loss": "mean"},
+    "static_mean": {"preset": "static", **HEADS, "loss": "mean"},
+    "single_third_rate": {"preset": "single", "training": {"optimizer": {"lr": 0.1 / 3}}},
     "batch_ensemble": {"preset": "batch_ensemble", "structure": {"batch": "tile"}},
     "mimo": {"preset": "mimo", "structure": {"repetitions": 2}},
     "fission": {"preset": "fission"},

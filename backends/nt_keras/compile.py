@@ -159,13 +159,13 @@ class Ensemble(keras.Model):  # type: ignore[misc]
     def _follow_masks(self, kernels: Sequence[Any] | None = None) -> None:
         """Set inactive elements to zero, in kernels and in the optimiser's variables."""
         kernels = [self.variable(name) for name in self.masked] if kernels is None else kernels
-        if not kernels:
-            return
-        with engine.scope_of(kernels[0]):
-            engine.assign(clear, kernels, [kernel.mask for kernel in kernels])
         optimizer = unscaled(getattr(self, "optimizer", None))
         if isinstance(optimizer, Sparse) and optimizer.built:
             optimizer.follow([kernel for kernel in kernels if optimizer.knows(kernel)])
+            kernels = [kernel for kernel in kernels if not optimizer.knows(kernel)]
+        if kernels:
+            with engine.scope_of(kernels[0]):
+                engine.assign(clear, kernels, [kernel.mask for kernel in kernels])
 
     def build_optimizer(self) -> None:
         """Make the optimiser's variables, if it has none yet.

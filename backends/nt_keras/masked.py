@@ -75,12 +75,11 @@ class MaskedWeight:
                 )
         return self._flat(first)
 
-    def bits(self) -> Bits:
-        """Return the mask, packed, in the canonical layout."""
-        return pack(self.active())
+    def apply(self, swap: Swap, active: NDArray[np.bool_], grown_values: Stream | None) -> Bits:
+        """Change the mask and return it, packed; grown values are drawn here where wanted.
 
-    def apply(self, swap: Swap, active: NDArray[np.bool_], grown_values: Stream | None) -> None:
-        """Change the mask; grown values are drawn here where wanted. Zeros follow with ``Sparse.follow``."""
+        Zeros follow with ``Sparse.follow``.
+        """
         active = active.copy()
         active[swap.pruned], active[swap.grown] = False, True
         self.kernel.mask.assign(self._shaped(active))
@@ -88,6 +87,7 @@ class MaskedWeight:
             values = self._flat(engine.to_numpy(self.kernel)).copy()
             values[swap.grown] = draw(self.placed.weight, grown_values, swap.grown)
             self.kernel.assign(self._shaped(values))
+        return pack(active)
 
     def _flat(self, array: NDArray[Any]) -> NDArray[Any]:
         return to_canonical(array, self._axes).reshape(-1)

@@ -173,11 +173,11 @@ class Topology:
             fraction=self._escapes.get(step),
         )
         draws = isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial"
+        masks = {}
         for masked, layer in zip(self._masked, layers, strict=True):
             stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
-            masked.apply(swaps[masked.name], layer.active, stream if draws else None)
+            masks[masked.name] = masked.apply(swaps[masked.name], layer.active, stream if draws else None)
         optimizer.follow([masked.kernel for masked in self._masked])
-        masks = {masked.name: masked.bits() for masked in self._masked}
         sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
         optimizer.seen = seen_with(optimizer.seen, masks)
         return Update.of(step, swaps, sizes, masks, optimizer.seen)
