@@ -187,7 +187,9 @@ class Jax:
 
     def forward(self, x, training):
         floats = np.result_type(self.model.compute_dtype)
-        upstream = np.zeros((len(x), *self.model.output_shape[1:]), floats)
+        layout = self.model.spec.layout
+        rows = len(x) // self.model.spec.structure.members if layout.own_rows else len(x)
+        upstream = np.zeros((rows, *self.model.output_shape[1:]), floats)
         inferred, logits, _, moved, _ = self.compute(x, upstream)
         if training:
             assign(self.model.non_trainable_variables, moved)
