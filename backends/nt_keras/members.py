@@ -135,8 +135,9 @@ class MemberDense(_Shared, Dense):
 class MemberConv2D(_Shared, Conv2D):
     """A convolution whose kernel members share, scaled by channel.
 
-    TensorFlow, and groups, scale activations. Elsewhere each member has a scaled kernel, which is smaller: on JAX a step
-    of a Wide-ResNet took 0.7 times as long so, in TensorFlow 1.6 times (``benchmarks/member_step.py``).
+    TensorFlow, and groups, scale activations. Elsewhere each member has a scaled kernel, which is smaller: on
+    JAX a step of a Wide-ResNet took 0.7 times as long so, in TensorFlow 1.6 times
+    (``benchmarks/member_step.py``).
     """
 
     def build(self, input_shape: Any) -> None:

@@ -10,6 +10,7 @@ os.environ.setdefault(
 
 import hypothesis
 import keras
+import pytest
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("tests")
@@ -35,3 +36,16 @@ def one_thread():
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Let float64 be float64: JAX computes in float32 unless it is asked, Keras with all but TensorFlow."""
+    monkeypatch.setitem(keras.src.backend.common.dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield

@@ -211,20 +211,10 @@ def assign(variables, values):
 
 
 @pytest.fixture(autouse=True)
-def _precise(request, monkeypatch):
-    """Let float64 be float64: JAX computes in float32 unless it is asked, Keras with all but TensorFlow."""
+def _precise(request):
     callspec = getattr(request.node, "callspec", None)
-    if callspec is None or callspec.params.get("dtype") is not np.float64:
-        yield
-        return
-    monkeypatch.setitem(keras.src.backend.common.dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
-    if ENGINE == "jax":
-        import jax
-
-        with jax.enable_x64(True):
-            yield
-    else:
-        yield
+    if callspec is not None and callspec.params.get("dtype") is np.float64:
+        request.getfixturevalue("float64")
 
 
 def named(*names):

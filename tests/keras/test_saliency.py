@@ -35,6 +35,7 @@ def compiled(case, dtype):
 
 
 @BOTH
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["mlp_norm", "skipping", "language_model"])
 def test_gradients_and_masks_are_the_references(name, criterion):
     case = saliency_case(name, criterion)
@@ -107,6 +108,7 @@ def test_training_before_data_has_chosen_is_an_error():
         nt_keras.prune_at_init(dense, *first_examples(Blobs(), 5))
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_second_derivative_of_layer_normalisation_is_right():
     """TensorFlow's moments hold the mean fixed within the variance: wrong by several percent here."""
     graph = TINY["mixer"]()
