@@ -1,0 +1,70 @@
+/* What is compiled once for each instruction set; engine.c chooses a table of it at run time. */
+#ifndef NT_KERNELS_H
+#define NT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    NT_LINE = 16,       /* floats of one line: 64 bytes, a cache line */
+    NT_TILE_LINES = 8,  /* lines of one tile: what a row of the sparse matrix updates in registers */
+    NT_TILE = NT_LINE * NT_TILE_LINES,
+    NT_UNIT = 8         /* bytes of one step of a stream's offsets */
+};
+
+/* Rows of a sparse matrix over one panel: out[row] = (first ? bias[row] : out[row]) + sum w * panel[offset],
+   and in the last block + residual[row], then max(·, 0). */
+typedef struct {
+    const float *weights;     /* every connection's value, row by row */
+    const uint16_t *offsets;  /* where in the panel its line begins, in units of NT_UNIT bytes */
+    const uint16_t *counts;   /* connections of each row */
+    const uint16_t *rows;     /* which row of the output each is */
+    int64_t count;            /* how many rows */
+    const char *panel;
+    float *out;
+    const float *residual;    /* NULL: none */
+    const float *bias;        /* NULL: zeros; read in the first block */
+    int64_t pitch;            /* floats between rows of the output, and of the residual */
+    int lines;                /* 1 … NT_TILE_LINES */
+    int first, last, relu;
+} nt_rows;
+
+/* Where a panel's lines come from. */
+typedef struct {
+    int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+    int64_t shared; /* kernel rows share planes: a plane for each kernel column, moved by whole rows */
+} nt_geometry;
+
+typedef struct {
+    const float *in; /* one example: (channels, pitch) */
+    int64_t pitch;
+    const float *scale, *shift; /* by channel, before everything; NULL: none */
+    int relu;
+    int64_t channel, channels; /* the block's first input channel, and how many */
+    int64_t begin, count;      /* the tile's first output position, and how many */
+    float *panel;
+} nt_panel;
+
+typedef struct {
+    const char *name;
+    void (*rows)(const nt_rows *);
+    void (*panel)(const nt_geometry *, const nt_panel *);
+    /* out = act(scale * in + shift) on count floats */
+    void (*affine)(float *out, const float *in, float scale, float shift, int relu, int64_t count);
+    void (*add)(float *out, const float *in, int64_t count);
+    void (*multiply)(float *out, const float *in, int64_t count);
+} nt_kernels;
+
+/* Floats of a panel for one channel. */
+static inline int64_t nt_channel_floats(const nt_geometry *g)
+{
+    if (g->shared)
+        return g->kernel_w * (NT_TILE + (g->kernel_h - 1) * g->out_w);
+    return g->kernel_h * g->kernel_w * NT_TILE;
+}
+
+extern const nt_kernels nt_kernels_portable;
+extern const nt_kernels nt_kernels_avx2;
+extern const nt_kernels nt_kernels_avx512;
+
+#endif
