@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,9 +118,9 @@ def _write(writer: _Writer, operation: Operation) -> None:
 
 def _product(writer: _Writer, operation: Operation) -> None:
     assert operation.weight is not None
-    geometry = _geometry(operation)
     extent = operation.extent
-    tile = min(TILE, _pitch(extent, writer.batch)) * extent.channels * 4
+    geometry = replace(_geometry(operation), tile=min(TILE, _pitch(extent, writer.batch)))
+    sums = geometry.tile * extent.channels * 4
     writer.words += [
         *geometry.words(),
         int(geometry.pointwise),
@@ -130,7 +130,7 @@ def _product(writer: _Writer, operation: Operation) -> None:
         writer.numbers(operation.bias),
         -1 if operation.residual is None else writer.values[operation.residual],
         int(operation.relu),
-        max(CHUNK_BYTES // tile, 1),
+        max(CHUNK_BYTES // sums, 1),
     ]
     made = list(blocks(operation.weight, geometry))
     writer.words.append(len(made))

@@ -45,6 +45,7 @@ class Geometry:
         stride: (down, right).
         padding: (top, left).
         pointwise: every output position reads the input at the same position.
+        tile: output positions of a tile, whole lines.
     """
 
     input: tuple[int, int] = (1, 1)
@@ -53,6 +54,7 @@ class Geometry:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     pointwise: bool = True
+    tile: int = TILE
 
     @staticmethod
     def of_images(
@@ -79,17 +81,20 @@ class Geometry:
     def channel_floats(self) -> int:
         """Floats of a panel for one input channel."""
         high, wide = self.kernel
-        if self.shared:
-            return wide * (TILE + (high - 1) * self.output[1])
-        return high * wide * TILE
+        return wide * self.plane_floats * (1 if self.shared else high)
+
+    @property
+    def plane_floats(self) -> int:
+        """Floats of a plane: the lines of one kernel element, or column where planes are shared."""
+        return self.tile + (self.kernel[0] - 1) * self.output[1] * self.shared
 
     def places(self) -> NDArray[np.int64]:
         """Return where each kernel element's line begins within its channel, in floats: (kh, kw)."""
         rows, columns = np.ogrid[: self.kernel[0], : self.kernel[1]]
         if self.shared:
-            found = rows * self.output[1] + columns * (TILE + (self.kernel[0] - 1) * self.output[1])
+            found = rows * self.output[1] + columns * self.plane_floats
         else:
-            found = (rows * self.kernel[1] + columns) * TILE
+            found = (rows * self.kernel[1] + columns) * self.plane_floats
         return np.asarray(found, np.int64)
 
     def words(self) -> list[int]:

@@ -38,7 +38,7 @@ typedef struct {
 struct nt_engine {
     value *values;
     op *ops;
-    int64_t value_count, op_count, batch, floats, panel_floats;
+    int64_t value_count, op_count, batch, floats, panel_floats, scratch_floats;
     int64_t input_floats, outputs, output_floats;
     const nt_kernels *kernels;
 };
@@ -156,13 +156,14 @@ static void read_values(reader *r, nt_engine *e)
     }
 }
 
-static void read_geometry(reader *r, nt_geometry *g)
+static void read_geometry(reader *r, nt_geometry *g, int64_t row)
 {
     int64_t *const fields[] = {&g->in_h,     &g->in_w,     &g->out_h,    &g->out_w, &g->kernel_h,
                                &g->kernel_w, &g->stride_h, &g->stride_w, &g->pad_h, &g->pad_w};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        *fields[i] = word(r, "geometry", i < 8 ? 1 : 0, 1 << 20);
+        *fields[i] = word(r, "geometry", i < 8 ? 1 : 0, i < 4 ? 1 << 20 : 1 << 12);
     g->shared = word(r, "geometry: shared", 0, 1);
+    g->tile = row < NT_TILE ? row : NT_TILE;
     if (r->failed)
         return;
     if (g->shared && (g->stride_h != 1 || g->stride_w != 1 || g->out_w % NT_LINE || NT_TILE % g->out_w))
@@ -199,7 +200,7 @@ static void read_block(reader *r, block *b, const nt_geometry *g, int64_t in_cha
     if (b->starts[b->rows] != count)
         return fail(r, "block: expected %lld connections, found %lld", (long long)count,
                     (long long)b->starts[b->rows]);
-    const int64_t end = nt_channel_floats(g) * b->channels * (int64_t)sizeof(float) - NT_TILE * (int64_t)sizeof(float);
+    const int64_t end = nt_channel_floats(g) * b->channels * (int64_t)sizeof(float) - g->tile * (int64_t)sizeof(float);
     for (int64_t k = 0; k < count; k++) {
         const int64_t at = (int64_t)b->offsets[k] * NT_UNIT;
         if (at > end || at % (NT_LINE * (int64_t)sizeof(float)))
@@ -209,7 +210,7 @@ static void read_block(reader *r, block *b, const nt_geometry *g, int64_t in_cha
 
 static void read_product(reader *r, nt_engine *e, op *o, const value *in, const value *out)
 {
-    read_geometry(r, &o->geometry);
+    read_geometry(r, &o->geometry, pitch(e, out));
     const int pointwise = word(r, "product: pointwise", 0, 1) != 0;
     o->scale = numbers(r, "product: scale", in->channels, sizeof(float), 1);
     o->shift = numbers(r, "product: shift", in->channels, sizeof(float), 1);
@@ -224,7 +225,7 @@ static void read_product(reader *r, nt_engine *e, op *o, const value *in, const 
     if (!o->scale != !o->shift)
         return fail(r, "product: scale without shift");
     if (pointwise) {
-        const nt_geometry one = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0};
+        const nt_geometry one = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, o->geometry.tile};
         if (memcmp(&o->geometry, &one, sizeof one) || in->positions != out->positions || in->merged != out->merged)
             return fail(r, "product: not pointwise");
         o->geometry.in_h = 0; /* set when running: one row of all positions */
@@ -242,6 +243,8 @@ static void read_product(reader *r, nt_engine *e, op *o, const value *in, const 
         if (need > e->panel_floats)
             e->panel_floats = need;
     }
+    if (!pointwise && nt_scratch_floats(&o->geometry) > e->scratch_floats)
+        e->scratch_floats = nt_scratch_floats(&o->geometry);
     const int64_t ends[] = {0, o->block_count - 1};
     for (int i = 0; i < 2 && !r->failed; i++) /* so that each row gets its bias, and its residual */
         if (o->blocks[ends[i]].rows != out->channels)
@@ -290,7 +293,7 @@ static void read_op(reader *r, nt_engine *e, op *o)
         break;
     case MAX_POOL:
     case AVERAGE_POOL:
-        read_geometry(r, &o->geometry);
+        read_geometry(r, &o->geometry, NT_LINE);
         expect_geometry(r, &o->geometry, in, out);
         if (!r->failed && in->channels != out->channels)
             fail(r, "pool: channels");
@@ -351,9 +354,15 @@ void nt_close(nt_engine *e)
     free(e);
 }
 
+/* Each thread's panel and scratch memory. */
+static int64_t own_floats(const nt_engine *e)
+{
+    return (lines(e->panel_floats) + lines(e->scratch_floats)) * NT_LINE;
+}
+
 int64_t nt_memory(const nt_engine *e, int64_t threads)
 {
-    return (e->floats + threads * lines(e->panel_floats) * NT_LINE) * (int64_t)sizeof(float);
+    return (e->floats + threads * own_floats(e)) * (int64_t)sizeof(float);
 }
 
 /* ---------------------------------------------------------------- running */
@@ -428,7 +437,8 @@ static void product(const worker *w, const op *o)
                                         k->channels,
                                         begin,
                                         count,
-                                        w->panel};
+                                        w->panel,
+                                        w->panel + lines(e->panel_floats) * NT_LINE};
                     e->kernels->panel(&g, &p);
                     built = task;
                 }
@@ -575,11 +585,11 @@ int nt_run(const nt_engine *e, const float *input, float *output, int64_t exampl
         (uintptr_t)memory % (NT_LINE * sizeof(float)))
         return -1;
     float *panels = (float *)memory + e->floats;
-    const int64_t panel = lines(e->panel_floats) * NT_LINE;
+    const int64_t own = own_floats(e);
 #ifdef _OPENMP
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
     {
-        const worker w = {e,        input, output, memory, panels + omp_get_thread_num() * panel,
+        const worker w = {e,        input, output, memory, panels + omp_get_thread_num() * own,
                           examples, omp_get_thread_num(), omp_get_num_threads()};
         for (int64_t i = 0; i < e->op_count; i++) {
             run_op(&w, &e->ops[i]);

@@ -132,71 +132,106 @@ static void multiply(float *restrict out, const float *restrict in, int64_t coun
         out[i] *= in[i];
 }
 
-/* Copy count floats of a row, step apart, as they are or through the affine map before the kernel. */
-static inline void take(const nt_panel *p, int64_t c, float *to, const float *from, int64_t count, int64_t step)
+/* Copy a channel's floats, as they are or through the affine map before the kernel. */
+static inline void take(const nt_panel *p, int64_t c, float *to, const float *from, int64_t count)
 {
-    const float scale = p->scale ? p->scale[c] : 1.0f, shift = p->shift ? p->shift[c] : 0.0f;
-    if (step > 1) {
-        for (int64_t i = 0; i < count; i++) {
-            const float x = scale * from[i * step] + shift;
-            to[i] = p->relu && x < 0.0f ? 0.0f : x;
-        }
-    } else if (p->scale || p->relu)
-        affine(to, from, scale, shift, p->relu, count);
+    if (p->scale)
+        affine(to, from, p->scale[c], p->shift[c], p->relu, count);
     else
         memcpy(to, from, (size_t)count * sizeof(float));
 }
 
-/* Fill one line of output positions (row y, columns x … x + count) of the plane of a kernel's element. */
-static void segment(const nt_geometry *g, const nt_panel *p, int64_t c, const float *channel, float *to,
-                    int64_t y, int64_t x, int64_t count, int64_t ky, int64_t kx)
+static inline void zero(float *to, int64_t count)
 {
-    const int64_t row = y * g->stride_h + ky - g->pad_h, left = kx - g->pad_w;
-    if (row < 0 || row >= g->in_h) {
+    if (count > 0)
         memset(to, 0, (size_t)count * sizeof(float));
+}
+
+/* Write one row of a channel with its padding: for each phase of the stride its columns side by side. */
+static void pad_row(const nt_geometry *g, const nt_panel *p, int64_t c, const float *row, float *to)
+{
+    const int64_t s = g->stride_w, width = nt_phase_floats(g);
+    for (int64_t phase = 0; phase < s; phase++, to += width) {
+        /* columns j with 0 <= j * s + left < in_w */
+        const int64_t left = phase - g->pad_w, room = g->in_w - left;
+        int64_t begin = left < 0 ? (-left + s - 1) / s : 0, end = room > 0 ? (room + s - 1) / s : 0;
+        end = end > width ? width : end;
+        begin = begin > end ? end : begin;
+        zero(to, begin);
+        zero(to + end, width - end);
+        if (s == 1)
+            take(p, c, to + begin, row + begin + left, end - begin);
+        else {
+            for (int64_t j = begin; j < end; j++)
+                to[j] = row[j * s + left];
+            if (p->scale)
+                affine(to + begin, to + begin, p->scale[c], p->shift[c], p->relu, end - begin);
+        }
+    }
+}
+
+#define COPY_ROWS(width)                                                                                      \
+    for (int64_t r = 0; r < rows; r++)                                                                        \
+        memcpy(to + r * (width), from + r * step, (size_t)(width) * sizeof(float))
+
+/* Copy whole rows; the sizes that are common are copied without a call. */
+static inline void copy_rows(float *to, const float *from, int64_t rows, int64_t width, int64_t step)
+{
+    if (width == 8)
+        COPY_ROWS(8);
+    else if (width == 16)
+        COPY_ROWS(16);
+    else if (width == 32)
+        COPY_ROWS(32);
+    else
+        COPY_ROWS(width);
+}
+
+/* Copy some positions of an image's rows. */
+static void copy_positions(float *to, const float *from, int64_t begin, int64_t count, int64_t width, int64_t step)
+{
+    if (begin % width == 0 && count % width == 0) {
+        copy_rows(to, from, count / width, width, step);
         return;
     }
-    /* columns i with 0 <= (x + i) * stride + left < in_w */
-    const int64_t s = g->stride_w;
-    int64_t begin = left + x * s < 0 ? (-left - x * s + s - 1) / s : 0;
-    int64_t end = g->in_w - left - x * s > 0 ? (g->in_w - left - x * s + s - 1) / s : 0;
-    if (begin > count)
-        begin = count;
-    if (end > count)
-        end = count;
-    if (end < begin)
-        end = begin;
-    memset(to, 0, (size_t)begin * sizeof(float));
-    memset(to + end, 0, (size_t)(count - end) * sizeof(float));
-    if (end > begin)
-        take(p, c, to + begin, channel + row * g->in_w + (x + begin) * s + left, end - begin, s);
+    for (int64_t done = 0, x = begin % width; done < count; x = 0, from += step) {
+        const int64_t n = width - x < count - done ? width - x : count - done;
+        memcpy(to + done, from + x, (size_t)n * sizeof(float));
+        done += n;
+    }
 }
 
 static void panel(const nt_geometry *g, const nt_panel *p)
 {
-    const int64_t floats = nt_channel_floats(g), whole = (p->count + NT_LINE - 1) / NT_LINE * NT_LINE;
+    const int64_t floats = nt_channel_floats(g), plane = nt_plane_floats(g);
+    const int64_t tail = (p->count + NT_LINE - 1) / NT_LINE * NT_LINE - p->count;
+    const int pointwise = floats == g->tile && g->in_h == g->out_h && g->in_w == g->out_w && !g->pad_h && !g->pad_w;
+    const int64_t first = p->begin / g->out_w, last = (p->begin + p->count - 1) / g->out_w;
+    const int64_t top = first * g->stride_h - g->pad_h, rows = (last - first) * g->stride_h + g->kernel_h;
+    const int64_t phase = nt_phase_floats(g), step = g->stride_w * phase;
     for (int64_t i = 0; i < p->channels; i++) {
         const int64_t c = p->channel + i;
         const float *channel = p->in + c * p->pitch;
-        float *plane = p->panel + i * floats;
-        if (g->shared) { /* tiles are whole rows */
-            const int64_t y0 = p->begin / g->out_w, rows = p->count / g->out_w + g->kernel_h - 1;
-            for (int64_t kx = 0; kx < g->kernel_w; kx++, plane += NT_TILE + (g->kernel_h - 1) * g->out_w)
-                for (int64_t r = 0; r < rows; r++)
-                    segment(g, p, c, channel, plane + r * g->out_w, y0 + r, 0, g->out_w, 0, kx);
+        float *to = p->panel + i * floats;
+        if (pointwise) {
+            take(p, c, to, channel + p->begin, p->count);
+            zero(to + p->count, tail);
             continue;
         }
-        for (int64_t ky = 0; ky < g->kernel_h; ky++)
-            for (int64_t kx = 0; kx < g->kernel_w; kx++, plane += NT_TILE) {
-                for (int64_t done = 0; done < p->count;) {
-                    const int64_t y = (p->begin + done) / g->out_w, x = (p->begin + done) % g->out_w;
-                    int64_t n = g->out_w - x;
-                    if (n > p->count - done)
-                        n = p->count - done;
-                    segment(g, p, c, channel, plane + done, y, x, n, ky, kx);
-                    done += n;
+        for (int64_t r = 0; r < rows; r++)
+            if (top + r < 0 || top + r >= g->in_h)
+                zero(p->scratch + r * step, step);
+            else
+                pad_row(g, p, c, channel + (top + r) * g->in_w, p->scratch + r * step);
+        for (int64_t ky = 0; ky < (g->shared ? 1 : g->kernel_h); ky++)
+            for (int64_t kx = 0; kx < g->kernel_w; kx++, to += plane) {
+                const float *from = p->scratch + ky * step + kx % g->stride_w * phase + kx / g->stride_w;
+                if (g->shared)
+                    copy_rows(to, from, rows, g->out_w, step);
+                else {
+                    copy_positions(to, from, p->begin, p->count, g->out_w, g->stride_h * step);
+                    zero(to + p->count, tail);
                 }
-                memset(plane + p->count, 0, (size_t)(whole - p->count) * sizeof(float));
             }
     }
 }

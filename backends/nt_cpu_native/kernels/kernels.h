@@ -33,6 +33,7 @@ typedef struct {
 typedef struct {
     int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
     int64_t shared; /* kernel rows share planes: a plane for each kernel column, moved by whole rows */
+    int64_t tile;   /* floats of a tile: whole lines, at most NT_TILE */
 } nt_geometry;
 
 typedef struct {
@@ -42,7 +43,7 @@ typedef struct {
     int relu;
     int64_t channel, channels; /* the block's first input channel, and how many */
     int64_t begin, count;      /* the tile's first output position, and how many */
-    float *panel;
+    float *panel, *scratch;
 } nt_panel;
 
 typedef struct {
@@ -55,12 +56,29 @@ typedef struct {
     void (*multiply)(float *out, const float *in, int64_t count);
 } nt_kernels;
 
+/* Floats of a plane: the lines of one kernel element, or of one kernel column where planes are shared. */
+static inline int64_t nt_plane_floats(const nt_geometry *g)
+{
+    return g->tile + (g->shared ? (g->kernel_h - 1) * g->out_w : 0);
+}
+
 /* Floats of a panel for one channel. */
 static inline int64_t nt_channel_floats(const nt_geometry *g)
 {
-    if (g->shared)
-        return g->kernel_w * (NT_TILE + (g->kernel_h - 1) * g->out_w);
-    return g->kernel_h * g->kernel_w * NT_TILE;
+    return nt_plane_floats(g) * g->kernel_w * (g->shared ? 1 : g->kernel_h);
+}
+
+/* Columns of one channel's rows in the scratch memory that belong to one phase of the stride. */
+static inline int64_t nt_phase_floats(const nt_geometry *g)
+{
+    return g->out_w + (g->kernel_w - 1) / g->stride_w;
+}
+
+/* Floats of scratch memory that a panel's rows take, channel by channel. */
+static inline int64_t nt_scratch_floats(const nt_geometry *g)
+{
+    const int64_t rows = (g->tile + g->out_w - 2) / g->out_w * g->stride_h + g->kernel_h;
+    return rows * g->stride_w * nt_phase_floats(g);
 }
 
 extern const nt_kernels nt_kernels_portable;
