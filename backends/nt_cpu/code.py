@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core import ops
-from nt_cpu.network import Extent, Network, Operation
+from nt_cpu.operations import Extent, Network, Operation
 from nt_cpu.streams import LINE, TILE, Geometry, blocks
 
 MAGIC, VERSION = 0x4E544350, 1
@@ -23,7 +23,12 @@ KINDS = (
     "max_pool",
     "average_pool",
     "global_average",
-    "flatten",
+    "move",
+    "function",
+    "norm",
+    "attention",
+    "embedding",
+    "fill",
 )
 ALIGNMENT = 64
 CHUNK_BYTES = 384 * 1024
@@ -114,6 +119,14 @@ def _write(writer: _Writer, operation: Operation) -> None:
         writer.words += _geometry(operation).words()
     elif operation.kind == "product":
         _product(writer, operation)
+    elif operation.kind == "norm":
+        writer.words += [writer.numbers(operation.scale), writer.numbers(operation.bias), *operation.words]
+    elif operation.kind == "attention":
+        tables = [writer.numbers(table) for table in operation.table] or [-1, -1]
+        keys = [writer.values[name] for name in operation.inputs[1:]]
+        writer.words += [*keys, *operation.words, *tables]
+    else:
+        writer.words += [*operation.words, *(writer.numbers(table) for table in operation.table)]
 
 
 def _product(writer: _Writer, operation: Operation) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import DataError, EnsembleSpec, GraphError
+from nt_core import DataError, EnsembleSpec, GraphError, Tokens
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
@@ -110,6 +110,8 @@ class Engine:
     def _logits(self, inputs: NDArray[Any]) -> NDArray[Any]:
         if self._native is None:
             return forward(self.spec.layout, self._values, inputs)
+        if isinstance(self.spec.graph.input, Tokens) and inputs.size:
+            self.spec.graph.input.expect_tokens(int(inputs.min()), int(inputs.max()))
         given = np.ascontiguousarray(inputs, dtype=np.float32)
         found = np.empty((self.spec.members, len(given), *self.spec.graph.output_shape), np.float32)
         self._native.run(given, found)

@@ -1,6 +1,7 @@
 #include "engine.h"
 #include "kernels.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +25,29 @@ typedef struct {
     int64_t *starts; /* the first connection of each row, and the number of all */
 } block;
 
-enum { PRODUCT, AFFINE, ADD, MULTIPLY, INPUT, OUTPUT, MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE, FLATTEN, KINDS };
+enum {
+    PRODUCT,
+    AFFINE,
+    ADD,
+    MULTIPLY,
+    INPUT,
+    OUTPUT,
+    MAX_POOL,
+    AVERAGE_POOL,
+    GLOBAL_AVERAGE,
+    MOVE,
+    FUNCTION,
+    NORM,
+    ATTENTION,
+    EMBEDDING,
+    FILL,
+    KINDS
+};
+
+/* Where one side of a move begins, and how far each of its three loops steps. */
+typedef struct {
+    int64_t channel, position, channel_steps[3], position_steps[3];
+} side;
 
 typedef struct {
     int64_t kind, in, out, residual, relu, index;
@@ -33,6 +56,12 @@ typedef struct {
     int64_t pre_relu;
     block *blocks;
     int64_t block_count, chunk;
+    int64_t loops[3]; /* of a move */
+    side from, to;
+    int64_t keys, values, heads, shared, causal; /* of attention */
+    int64_t rows;                                /* of an embedding's table */
+    const float *table, *sine;
+    float eps;
 } op;
 
 struct nt_engine {
@@ -256,6 +285,53 @@ static int same_shape(const value *a, const value *b)
     return a->channels == b->channels && a->positions == b->positions && a->merged == b->merged;
 }
 
+static void read_side(reader *r, const op *o, side *s, const value *v)
+{
+    s->channel = word(r, "move: channel", 0, v->channels - 1);
+    s->position = word(r, "move: position", 0, v->positions - 1);
+    int64_t channel = s->channel, position = s->position;
+    for (int i = 0; i < 3; i++) {
+        s->channel_steps[i] = word(r, "move: step", 0, MOST);
+        s->position_steps[i] = word(r, "move: step", 0, MOST);
+        channel += (o->loops[i] - 1) * s->channel_steps[i];
+        position += (o->loops[i] - 1) * s->position_steps[i];
+    }
+    if (!r->failed && (channel >= v->channels || position >= v->positions))
+        fail(r, "move: leaves its value");
+}
+
+static void read_move(reader *r, op *o, const value *in, const value *out)
+{
+    for (int i = 0; i < 3; i++)
+        o->loops[i] = word(r, "move: loop", 1, MOST);
+    read_side(r, o, &o->from, in);
+    read_side(r, o, &o->to, out);
+}
+
+static void read_attention(reader *r, nt_engine *e, op *o, const value *in, const value *out)
+{
+    o->keys = word(r, "attention: keys", 0, e->value_count - 1);
+    o->values = word(r, "attention: values", 0, e->value_count - 1);
+    o->heads = word(r, "attention: heads", 1, in->channels);
+    o->shared = word(r, "attention: heads that share keys", 1, in->channels);
+    o->causal = word(r, "attention: causal", 0, 1);
+    if (r->failed)
+        return;
+    const value *k = &e->values[o->keys], *v = &e->values[o->values];
+    const int64_t size = in->channels / o->heads;
+    if (!same_shape(in, out) || !same_shape(k, v) || in->merged != k->merged || in->positions != k->positions ||
+        size * o->heads != in->channels || k->channels * o->shared != in->channels || o->heads % o->shared ||
+        o->out == o->keys || o->out == o->values)
+        return fail(r, "attention: values");
+    o->table = numbers(r, "attention: cosines", size / 2 * in->positions, sizeof(float), 1);
+    o->sine = numbers(r, "attention: sines", size / 2 * in->positions, sizeof(float), 1);
+    if (!r->failed && (!o->table != !o->sine || (o->table && size % 2)))
+        fail(r, "attention: positions");
+    const int64_t need = nt_attention_floats(size, in->positions);
+    if (need > e->scratch_floats)
+        e->scratch_floats = need;
+}
+
 static void read_op(reader *r, nt_engine *e, op *o)
 {
     o->kind = word(r, "op", 0, KINDS - 1);
@@ -264,7 +340,7 @@ static void read_op(reader *r, nt_engine *e, op *o)
     o->residual = -1;
     if (r->failed)
         return;
-    if (o->in == o->out && o->kind != INPUT && o->kind != OUTPUT && o->kind != AFFINE)
+    if (o->in == o->out && o->kind != INPUT && o->kind != OUTPUT && o->kind != AFFINE && o->kind != FILL)
         return fail(r, "op %lld: reads what it writes", (long long)o->kind);
     const value *in = &e->values[o->in], *out = &e->values[o->out];
     switch (o->kind) {
@@ -299,12 +375,41 @@ static void read_op(reader *r, nt_engine *e, op *o)
             fail(r, "pool: channels");
         break;
     case GLOBAL_AVERAGE:
-        if (in->channels != out->channels || in->merged || !out->merged || out->positions != 1)
+        if (in->channels != out->channels || !out->merged || out->positions != 1)
             fail(r, "global average: values");
         break;
-    case FLATTEN:
-        if (in->merged || !out->merged || out->positions != 1 || out->channels != in->channels * in->positions)
-            fail(r, "flatten: values");
+    case MOVE:
+        read_move(r, o, in, out);
+        break;
+    case FUNCTION:
+        o->index = word(r, "function", 0, NT_FUNCTIONS - 1);
+        if (!same_shape(in, out))
+            fail(r, "function: its values have different shapes");
+        break;
+    case NORM:
+        o->scale = numbers(r, "norm: weight", in->channels, sizeof(float), 0);
+        o->bias = numbers(r, "norm: bias", in->channels, sizeof(float), 1);
+        o->eps = (float)word(r, "norm: eps", 0, (int64_t)1 << 50) * 1e-15f;
+        if (!same_shape(in, out))
+            fail(r, "norm: its values have different shapes");
+        break;
+    case ATTENTION:
+        read_attention(r, e, o, in, out);
+        break;
+    case EMBEDDING:
+        o->rows = word(r, "embedding: rows", 1, MOST);
+        if (!r->failed && o->rows > MOST / out->channels)
+            fail(r, "embedding: too large");
+        o->table = numbers(r, "embedding: table", o->rows * out->channels, sizeof(float), 0);
+        if (in->channels != 1 || in->positions != out->positions || in->merged != out->merged)
+            fail(r, "embedding: values");
+        break;
+    case FILL:
+        o->index = word(r, "fill: position", 0, out->positions - 1);
+        o->rows = word(r, "fill: positions", 1, out->positions - o->index);
+        if (!r->failed && o->rows > MOST / out->channels)
+            fail(r, "fill: too large");
+        o->table = numbers(r, "fill: table", o->rows * out->channels, sizeof(float), 0);
         break;
     }
 }
@@ -373,6 +478,14 @@ typedef struct {
     float *output, *memory, *panel; /* panel: this thread's */
     int64_t examples, thread, threads;
 } worker;
+
+/* A channel of an example. */
+static float *row_of(const worker *w, const value *v, int64_t example, int64_t channel)
+{
+    const int64_t step = pitch(w->engine, v);
+    return w->memory + v->at + (v->merged ? channel * step + example * v->positions
+                                          : (example * v->channels + channel) * step);
+}
 
 static int64_t share(int64_t count, int64_t thread, int64_t threads) { return count * thread / threads; }
 
@@ -480,6 +593,8 @@ static void by_rows(const worker *w, const op *o)
             e->kernels->add(to, from, count);
         else if (o->kind == MULTIPLY)
             e->kernels->multiply(to, from, count);
+        else if (o->kind == FUNCTION)
+            e->kernels->function((int)o->index, to, from, count);
         else
             e->kernels->affine(to, from, o->scale[i % in->channels], o->shift[i % in->channels], (int)o->relu, count);
     }
@@ -517,26 +632,105 @@ static void pool(const worker *w, const op *o)
     }
 }
 
-/* (channels, positions) of each example -> vectors of all examples. */
-static void to_vectors(const worker *w, const op *o)
+/* The mean over the positions of each example. */
+static void average(const worker *w, const op *o)
 {
     const nt_engine *e = w->engine;
     const value *in = &e->values[o->in], *out = &e->values[o->out];
-    const int64_t in_pitch = pitch(e, in), out_pitch = pitch(e, out), n = in->positions;
+    const int64_t out_pitch = pitch(e, out), n = in->positions;
     for (int64_t c = share(in->channels, w->thread, w->threads); c < share(in->channels, w->thread + 1, w->threads); c++)
         for (int64_t b = 0; b < w->examples; b++) {
-            const float *from = w->memory + in->at + (b * in->channels + c) * in_pitch;
-            float *to = w->memory + out->at + b;
-            if (o->kind == FLATTEN)
-                for (int64_t i = 0; i < n; i++)
-                    to[(c * n + i) * out_pitch] = from[i];
-            else {
-                float sum = 0;
-                for (int64_t i = 0; i < n; i++)
-                    sum += from[i];
-                to[c * out_pitch] = sum / (float)n;
-            }
+            const float *from = row_of(w, in, b, c);
+            float sum = 0;
+            for (int64_t i = 0; i < n; i++)
+                sum += from[i];
+            w->memory[out->at + c * out_pitch + b] = sum / (float)n;
         }
+}
+
+static void move(const worker *w, const op *o)
+{
+    const nt_engine *e = w->engine;
+    const value *in = &e->values[o->in], *out = &e->values[o->out];
+    const side *f = &o->from, *t = &o->to;
+    const int64_t in_pitch = pitch(e, in), out_pitch = pitch(e, out), items = w->examples * o->loops[0];
+    const int64_t in_step = f->channel_steps[2] * in_pitch + f->position_steps[2];
+    const int64_t out_step = t->channel_steps[2] * out_pitch + t->position_steps[2];
+    for (int64_t item = share(items, w->thread, w->threads); item < share(items, w->thread + 1, w->threads); item++) {
+        const int64_t b = item / o->loops[0], i = item % o->loops[0];
+        for (int64_t j = 0; j < o->loops[1]; j++) {
+            const float *from = row_of(w, in, b, f->channel + i * f->channel_steps[0] + j * f->channel_steps[1]) +
+                                f->position + i * f->position_steps[0] + j * f->position_steps[1];
+            float *to = row_of(w, out, b, t->channel + i * t->channel_steps[0] + j * t->channel_steps[1]) +
+                        t->position + i * t->position_steps[0] + j * t->position_steps[1];
+            if (in_step == 1 && out_step == 1)
+                memcpy(to, from, (size_t)o->loops[2] * sizeof(float));
+            else
+                for (int64_t k = 0; k < o->loops[2]; k++)
+                    to[k * out_step] = from[k * in_step];
+        }
+    }
+}
+
+static void normalise(const worker *w, const op *o)
+{
+    const nt_engine *e = w->engine;
+    const value *in = &e->values[o->in], *out = &e->values[o->out];
+    const int64_t all = lines(positions(in, w->examples)), items = groups(in, w->examples) * all;
+    const int64_t step = pitch(e, in), end = share(items, w->thread + 1, w->threads);
+    for (int64_t item = share(items, w->thread, w->threads); item < end; item++) {
+        const int64_t at = item / all * in->channels * step + item % all * NT_LINE;
+        const nt_norm n = {w->memory + in->at + at, w->memory + out->at + at, step, in->channels, NT_LINE,
+                           o->scale, o->bias, o->eps};
+        e->kernels->norm(&n);
+    }
+}
+
+static void attention(const worker *w, const op *o)
+{
+    const nt_engine *e = w->engine;
+    const value *in = &e->values[o->in], *keys = &e->values[o->keys];
+    const int64_t size = in->channels / o->heads, items = w->examples * o->heads;
+    for (int64_t item = share(items, w->thread, w->threads); item < share(items, w->thread + 1, w->threads); item++) {
+        const int64_t b = item / o->heads, head = item % o->heads, c = head * size, from = head / o->shared * size;
+        const nt_attention a = {row_of(w, in, b, c),
+                                row_of(w, keys, b, from),
+                                row_of(w, &e->values[o->values], b, from),
+                                row_of(w, &e->values[o->out], b, c),
+                                pitch(e, in),
+                                size,
+                                in->positions,
+                                o->causal,
+                                o->table,
+                                o->sine,
+                                w->panel + lines(e->panel_floats) * NT_LINE};
+        e->kernels->attend(&a);
+    }
+}
+
+/* Rows of a table by the tokens that stand in the input; what is no row becomes NaN. */
+static void look_up(const worker *w, const op *o)
+{
+    const nt_engine *e = w->engine;
+    const value *in = &e->values[o->in], *out = &e->values[o->out];
+    for (int64_t b = 0; b < w->examples; b++)
+        for (int64_t p = share(in->positions, w->thread, w->threads);
+             p < share(in->positions, w->thread + 1, w->threads); p++) {
+            const float token = row_of(w, in, b, 0)[p];
+            const int known = token >= 0.0f && token < (float)o->rows;
+            const float *row = o->table + (known ? (int64_t)token * out->channels : 0);
+            for (int64_t c = 0; c < out->channels; c++)
+                row_of(w, out, b, c)[p] = known ? row[c] : NAN;
+        }
+}
+
+static void fill(const worker *w, const op *o)
+{
+    const value *out = &w->engine->values[o->out];
+    const int64_t items = w->examples * out->channels;
+    for (int64_t i = share(items, w->thread, w->threads); i < share(items, w->thread + 1, w->threads); i++)
+        memcpy(row_of(w, out, i / out->channels, i % out->channels) + o->index,
+               o->table + i % out->channels * o->rows, (size_t)o->rows * sizeof(float));
 }
 
 /* Between the caller's arrays, (examples, channels, positions), and values. */
@@ -544,10 +738,10 @@ static void across(const worker *w, const op *o)
 {
     const nt_engine *e = w->engine;
     const value *v = &e->values[o->in];
-    const int64_t n = v->positions, step = pitch(e, v), rows = w->examples * v->channels;
+    const int64_t n = v->positions, rows = w->examples * v->channels;
     for (int64_t i = share(rows, w->thread, w->threads); i < share(rows, w->thread + 1, w->threads); i++) {
         const int64_t b = i / v->channels, c = i % v->channels;
-        float *inside = w->memory + v->at + (v->merged ? c * step + b * n : i * step);
+        float *inside = row_of(w, v, b, c);
         if (o->kind == INPUT)
             memcpy(inside, w->input + i * n, (size_t)n * sizeof(float));
         else
@@ -567,8 +761,22 @@ static void run_op(const worker *w, const op *o)
         pool(w, o);
         break;
     case GLOBAL_AVERAGE:
-    case FLATTEN:
-        to_vectors(w, o);
+        average(w, o);
+        break;
+    case MOVE:
+        move(w, o);
+        break;
+    case NORM:
+        normalise(w, o);
+        break;
+    case ATTENTION:
+        attention(w, o);
+        break;
+    case EMBEDDING:
+        look_up(w, o);
+        break;
+    case FILL:
+        fill(w, o);
         break;
     case INPUT:
     case OUTPUT:

@@ -1,6 +1,7 @@
 /* The loops that take the time. Compiled once for each instruction set, with NT_TABLE naming the result. */
 #include "kernels.h"
 
+#include <math.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -236,4 +237,102 @@ static void panel(const nt_geometry *g, const nt_panel *p)
     }
 }
 
-const nt_kernels NT_TABLE = {NT_NAME, rows, panel, affine, add, multiply};
+#define EACH(expression)                                                                                      \
+    for (int64_t i = 0; i < count; i++) {                                                                     \
+        const float x = in[i];                                                                                \
+        out[i] = (expression);                                                                                \
+    }
+
+static void function(int which, float *out, const float *in, int64_t count)
+{
+    switch (which) {
+    case NT_GELU:
+        EACH(0.5f * x * (1.0f + erff(x * 0.70710678f)))
+        break;
+    case NT_SILU:
+        EACH(x / (1.0f + expf(-x)))
+        break;
+    case NT_TANH:
+        EACH(tanhf(x))
+        break;
+    default:
+        EACH(1.0f / (1.0f + expf(-x)))
+    }
+}
+
+/* A line of positions at a time; its channels are read three times, from the cache. */
+static void norm(const nt_norm *n)
+{
+    for (int64_t p = 0; p < n->count; p += NT_LINE) {
+        float mean[NT_LINE] = {0}, power[NT_LINE] = {0};
+        if (n->bias) {
+            for (int64_t c = 0; c < n->channels; c++)
+                for (int i = 0; i < NT_LINE; i++)
+                    mean[i] += n->in[c * n->pitch + p + i];
+            for (int i = 0; i < NT_LINE; i++)
+                mean[i] /= (float)n->channels;
+        }
+        for (int64_t c = 0; c < n->channels; c++)
+            for (int i = 0; i < NT_LINE; i++) {
+                const float x = n->in[c * n->pitch + p + i] - mean[i];
+                power[i] += x * x;
+            }
+        for (int i = 0; i < NT_LINE; i++)
+            power[i] = 1.0f / sqrtf(power[i] / (float)n->channels + n->eps);
+        for (int64_t c = 0; c < n->channels; c++)
+            for (int i = 0; i < NT_LINE; i++)
+                n->out[c * n->pitch + p + i] = (n->in[c * n->pitch + p + i] - mean[i]) * power[i] * n->weight[c] +
+                                               (n->bias ? n->bias[c] : 0.0f);
+    }
+}
+
+/* Turn component c with c + size / 2 by its position's angle; Su et al. 2021, section 3.2.2. */
+static void turn(const nt_attention *a, float *to, const float *from, int64_t step)
+{
+    const int64_t half = a->size / 2;
+    for (int64_t c = 0; c < half; c++)
+        for (int64_t i = 0; i < a->length; i++) {
+            const float low = from[c * a->pitch + i], high = from[(c + half) * a->pitch + i];
+            const float cosine = a->cosine[c * a->length + i], sine = a->sine[c * a->length + i];
+            to[c * step + i] = low * cosine - high * sine;
+            to[(c + half) * step + i] = high * cosine + low * sine;
+        }
+}
+
+static void attend(const nt_attention *a)
+{
+    const int64_t step = (a->length + NT_LINE - 1) / NT_LINE * NT_LINE;
+    float *q = a->scratch, *k = q + a->size * step, *share = k + a->size * step;
+    if (a->cosine) {
+        turn(a, q, a->q, step);
+        turn(a, k, a->k, step);
+    } else
+        for (int64_t c = 0; c < a->size; c++) {
+            memcpy(q + c * step, a->q + c * a->pitch, (size_t)a->length * sizeof(float));
+            memcpy(k + c * step, a->k + c * a->pitch, (size_t)a->length * sizeof(float));
+        }
+    const float scale = 1.0f / sqrtf((float)a->size);
+    for (int64_t i = 0; i < a->length; i++) {
+        const int64_t seen = a->causal ? i + 1 : a->length;
+        for (int64_t j = 0; j < seen; j++)
+            share[j] = 0.0f;
+        for (int64_t c = 0; c < a->size; c++) {
+            const float x = q[c * step + i] * scale;
+            for (int64_t j = 0; j < seen; j++)
+                share[j] += x * k[c * step + j];
+        }
+        float most = share[0], sum = 0.0f;
+        for (int64_t j = 1; j < seen; j++)
+            most = share[j] > most ? share[j] : most;
+        for (int64_t j = 0; j < seen; j++)
+            sum += share[j] = expf(share[j] - most);
+        for (int64_t c = 0; c < a->size; c++) {
+            float found = 0.0f;
+            for (int64_t j = 0; j < seen; j++)
+                found += share[j] * a->v[c * a->pitch + j];
+            a->out[c * a->pitch + i] = found / sum;
+        }
+    }
+}
+
+const nt_kernels NT_TABLE = {NT_NAME, rows, panel, affine, add, multiply, function, norm, attend};

@@ -46,6 +46,31 @@ typedef struct {
     float *panel, *scratch;
 } nt_panel;
 
+enum { NT_GELU, NT_SILU, NT_TANH, NT_SIGMOID, NT_FUNCTIONS };
+
+/* Normalise each of count positions (a whole number of lines) over all channels. */
+typedef struct {
+    const float *in;
+    float *out;
+    int64_t pitch, channels, count;
+    const float *weight, *bias; /* bias: NULL for the root mean square, without a mean */
+    float eps;
+} nt_norm;
+
+/* One head of one example: softmax(q k / sqrt(size)) v. Rows are a pitch apart. */
+typedef struct {
+    const float *q, *k, *v;
+    float *out;
+    int64_t pitch, size, length, causal;
+    const float *cosine, *sine; /* (size / 2, length); NULL: no rotary positions */
+    float *scratch;             /* nt_attention_floats */
+} nt_attention;
+
+static inline int64_t nt_attention_floats(int64_t size, int64_t length)
+{
+    return (2 * size + 1) * ((length + NT_LINE - 1) / NT_LINE * NT_LINE);
+}
+
 typedef struct {
     const char *name;
     void (*rows)(const nt_rows *);
@@ -54,6 +79,9 @@ typedef struct {
     void (*affine)(float *out, const float *in, float scale, float shift, int relu, int64_t count);
     void (*add)(float *out, const float *in, int64_t count);
     void (*multiply)(float *out, const float *in, int64_t count);
+    void (*function)(int which, float *out, const float *in, int64_t count);
+    void (*norm)(const nt_norm *);
+    void (*attend)(const nt_attention *);
 } nt_kernels;
 
 /* Floats of a plane: the lines of one kernel element, or of one kernel column where planes are shared. */
