@@ -1,0 +1,208 @@
+"""A network's operations as the native engine reads them: words of 64 bits, and the numbers they refer to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core import ops
+from nt_cpu.operations import Extent, Network, Operation
+from nt_cpu.streams import LINE, TILE, Geometry, blocks
+
+MAGIC, VERSION = 0x4E544350, 1
+KINDS = (
+    "product",
+    "affine",
+    "add",
+    "multiply",
+    "input",
+    "output",
+    "max_pool",
+    "average_pool",
+    "global_average",
+    "move",
+    "function",
+    "norm",
+    "attention",
+    "embedding",
+    "fill",
+)
+ALIGNMENT = 64
+CHUNK_BYTES = 384 * 1024
+"""Sums that a thread works on before it goes to the next: they shall stay in its second-level cache."""
+
+
+@dataclass(slots=True)
+class Program:
+    """What the native engine reads.
+
+    Attributes:
+        code: int64 words.
+        blob: the numbers.
+    """
+
+    code: NDArray[np.int64]
+    blob: NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class _Writer:
+    batch: int
+    values: dict[str, int] = field(default_factory=dict)
+    words: list[int] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def numbers(self, array: NDArray[Any] | None) -> int:
+        """Put an array into the blob and return where it is; -1 for None."""
+        if array is None:
+            return -1
+        padding = -self.size % ALIGNMENT
+        data = np.ascontiguousarray(array).tobytes()
+        self.pieces += [bytes(padding), data]
+        at = self.size + padding
+        self.size = at + len(data)
+        return at
+
+
+def program(network: Network, batch: int) -> Program:
+    """Write a network's program for at most ``batch`` examples at a time."""
+    _copy_sums(network)
+    extents = network.extents()
+    places, floats = _plan(network, batch)
+    writer = _Writer(batch, {name: number for number, name in enumerate(extents)})
+    member = extents[network.logits[0]]
+    head = [MAGIC, VERSION, batch, floats, len(network.logits), member.channels * member.positions]
+    head.append(len(extents))
+    for name, extent in extents.items():
+        head += [places[name], extent.channels, extent.positions, int(extent.merged)]
+    for operation in network.operations:
+        _write(writer, operation)
+    for number, name in enumerate(network.logits):
+        value = writer.values[name]
+        writer.words += [KINDS.index("output"), value, value, number]
+    head.append(len(network.operations) + len(network.logits))
+    blob = np.frombuffer(b"".join(writer.pieces) + bytes(ALIGNMENT), np.uint8)
+    return Program(np.array(head + writer.words, np.int64), blob)
+
+
+def _copy_sums(network: Network) -> None:
+    """Write sums and products of values as a copy of the first, and one operation for each other value."""
+    found = []
+    for operation in network.operations:
+        if operation.kind not in {"add", "multiply"}:
+            found.append(operation)
+            continue
+        first, *others = operation.inputs
+        one = np.ones(operation.extent.channels, np.float32)
+        found.append(
+            Operation("affine", [first], operation.output, operation.extent, scale=one, shift=0 * one)
+        )
+        found += [Operation(operation.kind, [other], operation.output, operation.extent) for other in others]
+    network.operations = found
+
+
+def _write(writer: _Writer, operation: Operation) -> None:
+    output = writer.values[operation.output]
+    source = writer.values[operation.inputs[0]] if operation.inputs else output
+    writer.words += [KINDS.index(operation.kind), source, output]
+    if operation.kind == "affine":
+        writer.words += [
+            writer.numbers(operation.scale),
+            writer.numbers(operation.shift),
+            int(operation.relu),
+        ]
+    elif operation.kind in {"max_pool", "average_pool"}:
+        writer.words += _geometry(operation).words()
+    elif operation.kind == "product":
+        _product(writer, operation)
+    elif operation.kind == "norm":
+        writer.words += [writer.numbers(operation.scale), writer.numbers(operation.bias), *operation.words]
+    elif operation.kind == "attention":
+        tables = [writer.numbers(table) for table in operation.table] or [-1, -1]
+        keys = [writer.values[name] for name in operation.inputs[1:]]
+        writer.words += [*keys, *operation.words, *tables]
+    else:
+        writer.words += [*operation.words, *(writer.numbers(table) for table in operation.table)]
+
+
+def _product(writer: _Writer, operation: Operation) -> None:
+    assert operation.weight is not None
+    extent = operation.extent
+    geometry = replace(_geometry(operation), tile=min(TILE, _pitch(extent, writer.batch)))
+    sums = geometry.tile * extent.channels * 4
+    writer.words += [
+        *geometry.words(),
+        int(geometry.pointwise),
+        writer.numbers(operation.scale),
+        writer.numbers(operation.shift),
+        int(operation.pre_relu),
+        writer.numbers(operation.bias),
+        -1 if operation.residual is None else writer.values[operation.residual],
+        int(operation.relu),
+        max(CHUNK_BYTES // sums, 1),
+    ]
+    made = list(blocks(operation.weight, geometry))
+    writer.words.append(len(made))
+    for block in made:
+        writer.words += [
+            block.channel,
+            block.channels,
+            len(block.rows),
+            len(block.weights),
+            writer.numbers(block.weights),
+            writer.numbers(block.offsets),
+            writer.numbers(block.counts),
+            writer.numbers(block.rows),
+        ]
+
+
+def _geometry(operation: Operation) -> Geometry:
+    op, shapes = operation.op, operation.shapes
+    if isinstance(op, ops.Conv2d | ops.MaxPool2d):
+        return Geometry.of_images(
+            shapes[0], shapes[-1], op.kernel, op.stride, (op.padding[0][0], op.padding[1][0])
+        )
+    if isinstance(op, ops.AvgPool2d):
+        return Geometry.of_images(shapes[0], shapes[-1], op.kernel, op.stride, (0, 0))
+    return Geometry()
+
+
+def _pitch(extent: Extent, batch: int) -> int:
+    positions = extent.positions * (batch if extent.merged else 1)
+    return -(-positions // LINE) * LINE
+
+
+def _floats(extent: Extent, batch: int) -> int:
+    return (1 if extent.merged else batch) * extent.channels * _pitch(extent, batch)
+
+
+def _plan(network: Network, batch: int) -> tuple[dict[str, int], int]:
+    """Give each value a place in the working memory, perhaps one whose value is not read any more."""
+    last: dict[str, int] = {}
+    for number, operation in enumerate(network.operations):
+        last |= dict.fromkeys([*operation.reads, operation.output], number)
+    last |= dict.fromkeys(network.logits, len(network.operations))
+    extents = network.extents()
+    places: dict[str, int] = {}
+    top = 0
+    for number, operation in enumerate(network.operations):
+        name = operation.output
+        if name in places:
+            continue
+        taken = sorted(
+            (places[other], places[other] + _floats(extents[other], batch))
+            for other in places
+            if last[other] >= number
+        )
+        at, size = 0, _floats(extents[name], batch)
+        for begin, end in taken:
+            if begin - at >= size:
+                break
+            at = max(at, end)
+        places[name] = at
+        top = max(top, at + size)
+    return places, top

@@ -1,0 +1,133 @@
+"""A trained ensemble that answers on a CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core import DataError, EnsembleSpec, GraphError, Tokens
+from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.metrics import Aggregation, aggregate
+from nt_core.reference import forward
+from nt_cpu.code import program
+from nt_cpu.native import NativeProgram, kernels
+from nt_cpu.network import network
+
+Values = Mapping[str, NDArray[Any]]
+
+
+def compile(  # noqa: A001
+    trained: str | Path | Checkpoint | tuple[EnsembleSpec, Values],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    aggregation: Aggregation | None = None,
+) -> Engine:
+    """Prepare a trained ensemble for answering on a CPU.
+
+    Args:
+        trained: a checkpoint directory, or what was loaded from one; or a spec and every weight by its full
+            name, with exact zeros where a connection is inactive.
+        batch: how many examples are computed at a time; more, or fewer, may be given to the engine.
+        threads: how many of the machine's are used for one batch.
+        aggregation: of members' predictions; None: the mean that the spec names.
+
+    Raises:
+        CheckpointError: as :func:`nt_core.load_checkpoint`.
+        DataError: ``batch`` or ``threads`` is not positive.
+
+    Example:
+        >>> import nt_core, nt_models
+        >>> spec = nt_core.PRESETS["full_ensemble"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> values = dict(nt_core.initial_values(spec.layout, seed=0))
+        >>> engine = compile((spec, values), batch=4)
+        >>> engine(np.zeros((10, 8), np.float32)).shape, engine.heads(np.zeros((1, 8), np.float32)).shape
+        ((10, 3), (3, 1, 3))
+    """
+    for name, count in (("batch", batch), ("threads", threads)):
+        if count < 1:
+            raise DataError(f"{name}: expected at least 1, found {count}")
+    if isinstance(trained, tuple):
+        spec, values = trained
+    else:
+        saved = trained if isinstance(trained, Checkpoint) else load_checkpoint(trained)
+        spec, values = saved.spec, saved.values
+    return Engine(spec, values, batch=batch, threads=threads, aggregation=aggregation or spec.mean)
+
+
+class Engine:
+    """What :func:`compile` returns; threads of Python may use one at the same time.
+
+    Attributes:
+        spec: what was declared.
+        batch: how many examples are computed at a time.
+        threads: for one batch.
+        kernels: the instruction set of the native kernels: ``"avx512"``, ``"avx2"`` or ``"portable"``; None
+            where NumPy computes instead.
+    """
+
+    def __init__(
+        self, spec: EnsembleSpec, values: Values, *, batch: int, threads: int, aggregation: Aggregation
+    ) -> None:
+        self.spec, self.batch, self.threads, self.aggregation = spec, batch, threads, aggregation
+        self.kernels = kernels()
+        self._values: Values = {}
+        self._native = self._compile(values)
+        if self._native is None:
+            self.kernels, self._values = None, values
+
+    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Predict. (N, *input shape) → (N, classes), probabilities of all members together."""
+        return np.exp(aggregate(self.heads(inputs), self.aggregation)).astype(np.float32)
+
+    def heads(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Compute every member's logits. (N, *input shape) → (M, N, …).
+
+        Raises:
+            DataError: inputs have another shape.
+        """
+        expected = self.spec.layout.input_shape
+        inputs = np.asarray(inputs)
+        if inputs.shape[1:] != expected or not inputs.ndim:
+            raise DataError(
+                f"input: expected shape (batch, {', '.join(map(str, expected))}), found {inputs.shape}; "
+                "images are (batch, channels, height, width)"
+            )
+        found = np.empty((self.spec.members, len(inputs), *self.spec.graph.output_shape), np.float32)
+        for start, part in self._parts(inputs):
+            found[:, start : start + len(part)] = self._logits(part)
+        return found
+
+    def _parts(self, inputs: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+        for start in range(0, len(inputs), self.batch):
+            yield start, inputs[start : start + self.batch]
+
+    def _logits(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        if self._native is None:
+            return forward(self.spec.layout, self._values, inputs)
+        if isinstance(self.spec.graph.input, Tokens) and inputs.size:
+            self.spec.graph.input.expect_tokens(int(inputs.min()), int(inputs.max()))
+        given = np.ascontiguousarray(inputs, dtype=np.float32)
+        found = np.empty((self.spec.members, len(given), *self.spec.graph.output_shape), np.float32)
+        self._native.run(given, found)
+        return found
+
+    def _compile(self, values: Values) -> NativeProgram | None:
+        if self.kernels is None:
+            warnings.warn(
+                "nt_cpu: its compiled kernels are not installed, NumPy computes instead, slowly; "
+                "pip install neurotrails-cpu",
+                stacklevel=4,
+            )
+            return None
+        try:
+            lowered = network(self.spec.layout, values)
+        except GraphError as error:
+            warnings.warn(f"{error}; NumPy computes instead, slowly", stacklevel=4)
+            return None
+        return NativeProgram(program(lowered, self.batch), self.threads)

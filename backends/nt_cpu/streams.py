@@ -1,0 +1,159 @@
+"""A sparse matrix as the kernels read it: blocks of input channels, rows by their number of connections.
+
+A *panel* is a small dense matrix that the kernel builds from a block of input channels for a tile of output
+positions: for each channel a line of positions for each element of the convolution kernel. A connection is a
+value and where in the panel its line begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.values import Shape
+
+LINE = 16
+"""Floats of one line: 64 bytes."""
+
+TILE = 8 * LINE
+"""Output positions that a row updates in registers."""
+
+UNIT = 8
+"""Bytes of one step of an offset."""
+
+PANEL_BYTES = 32 * 1024
+"""How large a panel may be: what a first-level cache holds, about."""
+
+LEAST = 16
+"""Connections that a row shall have in a block on average, for the loads and stores of its sums to pay."""
+
+MOST_BYTES = 128 * 1024
+"""How large a panel may become to reach that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where a product's inputs lie for each output position.
+
+    Attributes:
+        input: (height, width); (1, 1) of a pointwise product.
+        output: (height, width).
+        kernel: (height, width).
+        stride: (down, right).
+        padding: (top, left).
+        pointwise: every output position reads the input at the same position.
+        tile: output positions of a tile, whole lines.
+    """
+
+    input: tuple[int, int] = (1, 1)
+    output: tuple[int, int] = (1, 1)
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    pointwise: bool = True
+    tile: int = TILE
+
+    @staticmethod
+    def of_images(
+        before: Shape,
+        after: Shape,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Geometry:
+        """Return the geometry of a convolution, or of pooling."""
+        if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0) and before[1:] == after[1:]:
+            return Geometry()
+        _, height, width = before
+        _, new_height, new_width = after
+        return Geometry((height, width), (new_height, new_width), kernel, stride, padding, pointwise=False)
+
+    @property
+    def shared(self) -> bool:
+        """Whether rows of the kernel share panels' planes: a plane for each of its columns is enough."""
+        width = self.output[1]
+        return self.stride == (1, 1) and self.kernel[0] > 1 and width % LINE == 0 and TILE % width == 0
+
+    @property
+    def channel_floats(self) -> int:
+        """Floats of a panel for one input channel."""
+        high, wide = self.kernel
+        return wide * self.plane_floats * (1 if self.shared else high)
+
+    @property
+    def plane_floats(self) -> int:
+        """Floats of a plane: the lines of one kernel element, or column where planes are shared."""
+        return self.tile + (self.kernel[0] - 1) * self.output[1] * self.shared
+
+    def places(self) -> NDArray[np.int64]:
+        """Return where each kernel element's line begins within its channel, in floats: (kh, kw)."""
+        rows, columns = np.ogrid[: self.kernel[0], : self.kernel[1]]
+        if self.shared:
+            found = rows * self.output[1] + columns * self.plane_floats
+        else:
+            found = (rows * self.kernel[1] + columns) * self.plane_floats
+        return np.asarray(found, np.int64)
+
+    def words(self) -> list[int]:
+        """Return what the native engine reads."""
+        return [*self.input, *self.output, *self.kernel, *self.stride, *self.padding, int(self.shared)]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some input channels of a product, as the kernels read them."""
+
+    channel: int
+    channels: int
+    weights: NDArray[np.float32]
+    offsets: NDArray[np.uint16]
+    counts: NDArray[np.uint16]
+    rows: NDArray[np.uint16]
+
+
+def block_channels(weight: NDArray[np.float32], geometry: Geometry) -> int:
+    """Choose how many input channels a block has."""
+    outputs, inputs = weight.shape[:2]
+    each = geometry.channel_floats * 4
+    per_channel = np.count_nonzero(weight) / (outputs * inputs)
+    fitting = max(PANEL_BYTES // each, 1)
+    wanted = int(np.ceil(LEAST / max(per_channel, 1e-9)))
+    most = max(min(MOST_BYTES // each, inputs), 1)
+    channels = min(max(fitting, wanted), most)
+    return int(np.ceil(inputs / np.ceil(inputs / channels)))
+
+
+def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
+    """Cut a product's weight, (out, in, kh, kw), into blocks; zeros are no connections.
+
+    The first and the last block list every row, for its bias and for what follows.
+    """
+    outputs, inputs = weight.shape[:2]
+    step = block_channels(weight, geometry)
+    places = geometry.places().reshape(-1)
+    starts = range(0, inputs, step)
+    for start in starts:
+        part = weight[:, start : start + step]
+        channels = part.shape[1]
+        flat = part.reshape(outputs, -1)
+        lines = (np.arange(channels)[:, None] * geometry.channel_floats + places).reshape(-1)
+        row, column = np.nonzero(flat)
+        counts = np.bincount(row, minlength=outputs)
+        ends = start in {starts[0], starts[-1]}
+        order = np.argsort(-counts, kind="stable")
+        order = order if ends else order[counts[order] > 0]
+        rank = np.empty(outputs, np.int64)
+        rank[order] = np.arange(len(order))
+        sorted_by_row = np.argsort(rank[row], kind="stable")
+        row, column = row[sorted_by_row], column[sorted_by_row]
+        yield Block(
+            channel=start,
+            channels=channels,
+            weights=flat[row, column],
+            offsets=(lines[column] * 4 // UNIT).astype(np.uint16),
+            counts=counts[order].astype(np.uint16),
+            rows=order.astype(np.uint16),
+        )

@@ -1,0 +1,31 @@
+/* A program for one network: read and checked once, run by any number of threads at a time. */
+#ifndef NT_ENGINE_H
+#define NT_ENGINE_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define NT_API __declspec(dllexport)
+#else
+#define NT_API __attribute__((visibility("default")))
+#endif
+
+typedef struct nt_engine nt_engine;
+
+/* Read a program. code: words of 64 bits, as nt_cpu.code writes them; blob: the numbers it refers to, which
+   must stay where they are until nt_close. Returns NULL, and says in error what is wrong. */
+NT_API nt_engine *nt_open(const int64_t *code, int64_t words, const uint8_t *blob, int64_t bytes, char *error,
+                          int64_t error_bytes);
+NT_API void nt_close(nt_engine *engine);
+
+/* Bytes of working memory that nt_run needs with so many threads; it must be aligned to 64 bytes. */
+NT_API int64_t nt_memory(const nt_engine *engine, int64_t threads);
+
+/* Run on examples, at most the program's batch. Returns 0; -1 if an argument is out of range. */
+NT_API int nt_run(const nt_engine *engine, const float *input, float *output, int64_t examples, int64_t threads,
+                  void *memory);
+
+/* "avx512", "avx2" or "portable": what this machine runs; NT_CPU_KERNELS in the environment can lower it. */
+NT_API const char *nt_kernels_name(void);
+
+#endif

@@ -1,0 +1,246 @@
+"""The native engine, held to the NumPy reference."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nt_cpu
+import nt_models
+from nt_core import (
+    DataError,
+    EnsembleSpec,
+    GraphBuilder,
+    Image,
+    Independent,
+    MultiHead,
+    NeuroTrailsError,
+    Static,
+    initial_masks,
+)
+from nt_core.checkpoint import Checkpoint, save_checkpoint
+from nt_core.ops import OPS
+from nt_core.reference import forward
+from nt_core.testing import model_cases, op_cases, random_input, random_values
+from nt_core.testing.problem import problem
+from nt_cpu.code import program
+from nt_cpu.lowering import LOWERINGS
+from nt_cpu.native import NativeProgram, kernels
+from nt_cpu.network import network
+from nt_models.tiny import TINY
+
+RELATIVE = 1e-5
+"""Of the largest logit: sums of thousands of float32 products, in another order than NumPy's."""
+
+CASES = [*op_cases(), *model_cases({name: make() for name, make in TINY.items()})]
+
+
+def exact(spec, values, x):
+    x = x if np.issubdtype(x.dtype, np.integer) else x.astype(np.float64)
+    return forward(spec.layout, {k: v.astype(np.float64) for k, v in values.items()}, x)
+
+
+def expect_close(found, truth):
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, truth, rtol=0, atol=RELATIVE * np.abs(truth).max())
+
+
+def trained(spec, seed=0):
+    """Random values, running statistics included, with zeros where masks say so."""
+    values = dict(random_values(spec.layout, seed))
+    masks = dict(initial_masks(spec.topology, spec.layout, seed))
+    for name, mask in masks.items():
+        values[name] = np.where(mask.dense(), values[name], 0)
+    return {name: value.astype(np.float32) for name, value in values.items()}, masks
+
+
+def small(sparsity=0.7, size=32):
+    graph = nt_models.wide_resnet(depth=10, width=1, classes=5, size=size)
+    topology = Static(sparsity=sparsity)
+    return EnsembleSpec(graph=graph, structure=MultiHead(split=1, heads=3), topology=topology)
+
+
+def test_kernels_are_installed():
+    assert kernels() in {"avx512", "avx2", "portable"}
+
+
+def test_every_op_has_a_lowering():
+    assert set(LOWERINGS) == set(OPS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conforms_to_the_reference(case):
+    drawn = problem(case, np.float32)
+    for batch, threads in ((1, 1), (4, 3)):
+        engine = nt_cpu.compile((case.spec, drawn.values), batch=batch, threads=threads)
+        assert engine.kernels == kernels()
+        expect_close(engine.heads(drawn.x), exact(case.spec, drawn.values, drawn.x))
+
+
+def test_without_its_kernels_it_says_so_and_numpy_computes(monkeypatch):
+    spec = small()
+    values, _ = trained(spec)
+    monkeypatch.setattr("nt_cpu.engine.kernels", lambda: None)
+    with pytest.warns(UserWarning, match="not installed, NumPy computes instead, slowly; pip install"):
+        engine = nt_cpu.compile((spec, values), batch=2)
+    assert engine.kernels is None
+    x = random_input(spec.graph, 3, 0).astype(np.float32)
+    expect_close(engine.heads(x), exact(spec, values, x))
+
+
+@st.composite
+def convolutions(draw):
+    """Any geometry, density, batch and number of threads."""
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    padding = tuple(draw(st.tuples(st.integers(0, k), st.integers(0, k))) for k in kernel)
+    size = [
+        draw(st.integers(max(k - sum(p), 1), 40) | st.sampled_from([8, 16, 32]).filter(lambda n, k=k: n >= k))
+        for k, p in zip(kernel, padding, strict=True)
+    ]
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    return {
+        "size": size,
+        "kernel": kernel,
+        "padding": padding,
+        "stride": stride,
+        "groups": groups,
+        "channels": (groups * draw(st.integers(1, 12)), groups * draw(st.integers(1, 12))),
+        "density": draw(st.floats(0, 1)),
+        "batch": draw(st.integers(1, 5)),
+        "threads": draw(st.integers(1, 4)),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@given(convolutions())
+def test_any_convolution(case):
+    inputs, outputs = case["channels"]
+    net = GraphBuilder(Image(channels=inputs, height=case["size"][0], width=case["size"][1]))
+    with net.stem() as b:
+        b.out = b.conv(
+            b.inp,
+            outputs,
+            kernel=case["kernel"],
+            stride=case["stride"],
+            pad=case["padding"],
+            groups=case["groups"],
+            bias=True,
+        )
+    with net.block("block") as b:
+        b.out = b.relu(b.add(b.inp, b.conv(b.relu(b.norm(b.inp)), outputs, kernel=1)))
+    with net.classifier() as b:
+        b.out = b.linear(b.flatten(b.inp), 3)
+    spec = EnsembleSpec(graph=net.build())
+    rng = np.random.default_rng(case["seed"])
+    values = {
+        name: value.astype(np.float32) for name, value in random_values(spec.layout, case["seed"]).items()
+    }
+    for name, value in values.items():
+        if name.endswith(".weight") and value.ndim > 1:
+            values[name] = np.where(rng.random(value.shape) < case["density"], values[name], 0)
+    x = random_input(spec.graph, 7, case["seed"]).astype(np.float32)
+    engine = nt_cpu.compile((spec, values), batch=case["batch"], threads=case["threads"])
+    truth = exact(spec, values, x)
+    # Where much cancels, what is left is compared with what was added up.
+    scale = np.abs(truth).max() + 1
+    np.testing.assert_allclose(engine.heads(x), truth, rtol=0, atol=RELATIVE * scale)
+    alone = nt_cpu.compile((spec, values), batch=case["batch"])
+    np.testing.assert_array_equal(engine.heads(x), alone.heads(x))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+@pytest.mark.parametrize(
+    "structure", [MultiHead(split=1, heads=3), Independent(count=2)], ids=lambda s: s.kind
+)
+def test_threads_do_not_change_the_answer(structure, batch):
+    spec = small().replace(structure=structure)
+    values, _ = trained(spec)
+    x = random_input(spec.graph, 16, 0).astype(np.float32)
+    found = [nt_cpu.compile((spec, values), batch=batch, threads=n).heads(x) for n in (1, 2, 3, 4)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+def test_a_checkpoint_directory_is_compiled(tmp_path):
+    spec = small()
+    values, masks = trained(spec)
+    save_checkpoint(tmp_path, Checkpoint(spec=spec, values=values, masks=masks))
+    x = random_input(spec.graph, 5, 0).astype(np.float32)
+    engine = nt_cpu.compile(tmp_path, batch=2)
+    expect_close(engine.heads(x), exact(spec, values, x))
+    np.testing.assert_allclose(engine(x).sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_several_threads_of_python_use_one_engine():
+    spec = small()
+    values, _ = trained(spec)
+    engine = nt_cpu.compile((spec, values), batch=2, threads=2)
+    inputs = [random_input(spec.graph, 6, seed).astype(np.float32) for seed in range(8)]
+    wanted = [engine.heads(x) for x in inputs]
+    found = [None] * len(inputs)
+
+    def work(number):
+        for _ in range(5):
+            found[number] = engine.heads(inputs[number])
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_nan_and_infinity_stay_in_their_example():
+    spec = small()
+    values, _ = trained(spec)
+    engine = nt_cpu.compile((spec, values), batch=4)
+    x = random_input(spec.graph, 4, 0).astype(np.float32)
+    before = engine.heads(x)
+    spoilt = x.copy()
+    spoilt[1], spoilt[3, 0, 0, 0] = np.nan, np.inf
+    after = engine.heads(spoilt)
+    np.testing.assert_array_equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert np.isnan(after[:, 1]).all()
+
+
+@given(st.data())
+def test_an_altered_program_is_refused_or_harmless(data):
+    spec = small(size=8)
+    values, _ = trained(spec)
+    sound = program(network(spec.layout, values), 2)
+    where = data.draw(st.integers(0, len(sound.code) - 1))
+    sound.code[where] = data.draw(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 70000))
+    try:
+        altered = NativeProgram(sound, 1)
+    except NeuroTrailsError:
+        return
+    if altered._library.nt_memory(altered._engine, 1) < 2**28:
+        out = np.empty((3, 2, 5), np.float32)
+        altered.run(np.zeros((2, 3, 8, 8), np.float32), out)
+
+
+@given(st.integers(0, 400))
+def test_a_truncated_program_is_refused(words):
+    spec = small(size=8)
+    sound = program(network(spec.layout, trained(spec)[0]), 2)
+    sound.code = sound.code[: min(words, len(sound.code) - 1)]
+    with pytest.raises(NeuroTrailsError, match="program: "):
+        NativeProgram(sound, 1)
+
+
+def test_bad_input_is_refused():
+    spec = small()
+    values, _ = trained(spec)
+    with pytest.raises(DataError, match=r"batch: expected at least 1, found 0"):
+        nt_cpu.compile((spec, values), batch=0)
+    with pytest.raises(DataError, match=r"threads: expected at least 1, found -1"):
+        nt_cpu.compile((spec, values), threads=-1)
+    engine = nt_cpu.compile((spec, values))
+    with pytest.raises(DataError, match=r"expected shape \(batch, 3, 32, 32\), found \(1, 32, 32, 3\)"):
+        engine.heads(np.zeros((1, 32, 32, 3), np.float32))
+    assert engine.heads(np.zeros((0, 3, 32, 32), np.float32)).shape == (3, 0, 5)
