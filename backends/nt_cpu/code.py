@@ -68,8 +68,17 @@ class _Writer:
         return at
 
 
+def batch_of(network: Network, most: int) -> int:
+    """Choose how many examples a program computes at a time.
+
+    As few as fill a tile: what they need then stays in the caches. Weights are read again for the next.
+    """
+    widest = max(extent.positions for extent in network.extents().values())
+    return min(-(-TILE // widest), most)
+
+
 def program(network: Network, batch: int) -> Program:
-    """Write a network's program for at most ``batch`` examples at a time."""
+    """Write a network's program for ``batch`` examples at a time."""
     _copy_sums(network)
     extents = network.extents()
     places, floats = _plan(network, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from nt_core import DataError, EnsembleSpec, GraphError, Tokens
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
-from nt_cpu.code import program
+from nt_cpu.code import batch_of, program
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
 
@@ -33,7 +33,7 @@ def compile(  # noqa: A001
     Args:
         trained: a checkpoint directory, or what was loaded from one; or a spec and every weight by its full
             name, with exact zeros where a connection is inactive.
-        batch: how many examples are computed at a time; more, or fewer, may be given to the engine.
+        batch: how many examples the engine is given at a time, as a rule; it takes any number.
         threads: how many of the machine's are used for one batch.
         aggregation: of members' predictions; None: the mean that the spec names.
 
@@ -65,7 +65,7 @@ class Engine:
 
     Attributes:
         spec: what was declared.
-        batch: how many examples are computed at a time.
+        batch: how many examples it is given at a time, as a rule.
         threads: for one batch.
         kernels: the instruction set of the native kernels: ``"avx512"``, ``"avx2"`` or ``"portable"``; None
             where NumPy computes instead.
@@ -98,23 +98,14 @@ class Engine:
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {inputs.shape}; "
                 "images are (batch, channels, height, width)"
             )
-        found = np.empty((self.spec.members, len(inputs), *self.spec.graph.output_shape), np.float32)
-        for start, part in self._parts(inputs):
-            found[:, start : start + len(part)] = self._logits(part)
-        return found
-
-    def _parts(self, inputs: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-        for start in range(0, len(inputs), self.batch):
-            yield start, inputs[start : start + self.batch]
-
-    def _logits(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        if self._native is None:
-            return forward(self.spec.layout, self._values, inputs)
         if isinstance(self.spec.graph.input, Tokens) and inputs.size:
             self.spec.graph.input.expect_tokens(int(inputs.min()), int(inputs.max()))
+        if self._native is None:
+            return forward(self.spec.layout, self._values, inputs).astype(np.float32, copy=False)
         given = np.ascontiguousarray(inputs, dtype=np.float32)
         found = np.empty((self.spec.members, len(given), *self.spec.graph.output_shape), np.float32)
-        self._native.run(given, found)
+        if len(given):
+            self._native.run(given, found)
         return found
 
     def _compile(self, values: Values) -> NativeProgram | None:
@@ -130,4 +121,4 @@ class Engine:
         except GraphError as error:
             warnings.warn(f"{error}; NumPy computes instead, slowly", stacklevel=4)
             return None
-        return NativeProgram(program(lowered, self.batch), self.threads)
+        return NativeProgram(program(lowered, batch_of(lowered, self.batch)), self.threads)

@@ -70,12 +70,23 @@ def test_every_op_has_a_lowering():
     assert set(LOWERINGS) == set(OPS)
 
 
+def available():
+    """The instruction sets that this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("avx512", "avx2", "portable"):
+            patch.setenv("NT_CPU_KERNELS", name)
+            if kernels() == name:
+                yield name
+
+
+@pytest.mark.parametrize("instructions", list(available()))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_conforms_to_the_reference(case):
+def test_conforms_to_the_reference(case, instructions, monkeypatch):
+    monkeypatch.setenv("NT_CPU_KERNELS", instructions)
     drawn = problem(case, np.float32)
     for batch, threads in ((1, 1), (4, 3)):
         engine = nt_cpu.compile((case.spec, drawn.values), batch=batch, threads=threads)
-        assert engine.kernels == kernels()
+        assert engine.kernels == instructions
         expect_close(engine.heads(drawn.x), exact(case.spec, drawn.values, drawn.x))
 
 

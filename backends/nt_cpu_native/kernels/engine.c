@@ -467,16 +467,19 @@ static int64_t own_floats(const nt_engine *e)
 
 int64_t nt_memory(const nt_engine *e, int64_t threads)
 {
-    return (e->floats + threads * own_floats(e)) * (int64_t)sizeof(float);
+    return threads * (e->floats + own_floats(e)) * (int64_t)sizeof(float);
 }
 
 /* ---------------------------------------------------------------- running */
 
+/* One of the threads that compute a batch of the program together. */
 typedef struct {
     const nt_engine *engine;
-    const float *input;
-    float *output, *memory, *panel; /* panel: this thread's */
-    int64_t examples, thread, threads;
+    const float *input;             /* of all examples */
+    float *output;                  /* of all examples */
+    float *memory, *panel;          /* the batch's; this thread's */
+    int64_t all, first, examples;   /* of all examples, those of this batch */
+    int64_t thread, threads;
 } worker;
 
 /* A channel of an example. */
@@ -743,9 +746,9 @@ static void across(const worker *w, const op *o)
         const int64_t b = i / v->channels, c = i % v->channels;
         float *inside = row_of(w, v, b, c);
         if (o->kind == INPUT)
-            memcpy(inside, w->input + i * n, (size_t)n * sizeof(float));
+            memcpy(inside, w->input + (w->first * v->channels + i) * n, (size_t)n * sizeof(float));
         else
-            memcpy(w->output + (o->index * w->examples + b) * e->output_floats + c * n, inside,
+            memcpy(w->output + (o->index * w->all + w->first + b) * e->output_floats + c * n, inside,
                    (size_t)n * sizeof(float));
     }
 }
@@ -787,28 +790,47 @@ static void run_op(const worker *w, const op *o)
     }
 }
 
+/* Compute one batch of the program; all of its threads call this. */
+static void run_batch(worker w, int64_t batch)
+{
+    const nt_engine *e = w.engine;
+    w.first = batch * e->batch;
+    w.examples = w.all - w.first < e->batch ? w.all - w.first : e->batch;
+    for (int64_t i = 0; i < e->op_count; i++) {
+        run_op(&w, &e->ops[i]);
+        if (w.threads > 1)
+            wait_for_others();
+    }
+}
+
+/* As many batches as come out even are computed by a thread each; all threads share the rest. */
+static void run_thread(const nt_engine *e, const float *input, float *output, int64_t examples, int64_t thread,
+                       int64_t threads, float *memory)
+{
+    const int64_t each = e->floats + own_floats(e), batches = (examples + e->batch - 1) / e->batch;
+    const int64_t even = batches / threads * threads;
+    float *own = memory + thread * each;
+    for (int64_t batch = thread; batch < even; batch += threads) {
+        const worker w = {e, input, output, own, own + e->floats, examples, 0, 0, 0, 1};
+        run_batch(w, batch);
+    }
+    wait_for_others();
+    for (int64_t batch = even; batch < batches; batch++) {
+        const worker w = {e, input, output, memory, own + e->floats, examples, 0, 0, thread, threads};
+        run_batch(w, batch);
+    }
+}
+
 int nt_run(const nt_engine *e, const float *input, float *output, int64_t examples, int64_t threads, void *memory)
 {
-    if (!e || !input || !output || !memory || examples < 1 || examples > e->batch || threads < 1 ||
+    if (!e || !input || !output || !memory || examples < 1 || threads < 1 ||
         (uintptr_t)memory % (NT_LINE * sizeof(float)))
         return -1;
-    float *panels = (float *)memory + e->floats;
-    const int64_t own = own_floats(e);
 #ifdef _OPENMP
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
-    {
-        const worker w = {e,        input, output, memory, panels + omp_get_thread_num() * own,
-                          examples, omp_get_thread_num(), omp_get_num_threads()};
-        for (int64_t i = 0; i < e->op_count; i++) {
-            run_op(&w, &e->ops[i]);
-            wait_for_others();
-        }
-    }
+    run_thread(e, input, output, examples, omp_get_thread_num(), omp_get_num_threads(), memory);
 #else
-    (void)threads;
-    const worker w = {e, input, output, memory, panels, examples, 0, 1};
-    for (int64_t i = 0; i < e->op_count; i++)
-        run_op(&w, &e->ops[i]);
+    run_thread(e, input, output, examples, 0, 1, memory);
 #endif
     return 0;
 }

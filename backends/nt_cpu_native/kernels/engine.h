@@ -21,7 +21,8 @@ NT_API void nt_close(nt_engine *engine);
 /* Bytes of working memory that nt_run needs with so many threads; it must be aligned to 64 bytes. */
 NT_API int64_t nt_memory(const nt_engine *engine, int64_t threads);
 
-/* Run on examples, at most the program's batch. Returns 0; -1 if an argument is out of range. */
+/* Run on examples, however many; output: (members, examples, numbers of a member). Returns 0; -1 if an argument
+   is out of range. */
 NT_API int nt_run(const nt_engine *engine, const float *input, float *output, int64_t examples, int64_t threads,
                   void *memory);
 

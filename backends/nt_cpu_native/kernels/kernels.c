@@ -202,7 +202,66 @@ static void copy_positions(float *to, const float *from, int64_t begin, int64_t 
     }
 }
 
-static void panel(const nt_geometry *g, const nt_panel *p)
+/* Planes of three kernel columns for whole rows: each row is read once, in pieces of 8 or 16 columns, shifted in
+   registers and written where each kernel element needs it. */
+#define THREE_COLUMNS(size, MIDDLE_TO_RIGHT, MIDDLE_TO_LEFT)                                                  \
+    typedef float piece_##size __attribute__((vector_size((size) * 4), aligned(4), may_alias));               \
+    typedef int32_t bits_##size __attribute__((vector_size((size) * 4), may_alias));                          \
+    static inline piece_##size load_##size(const nt_panel *p, const float *from, float scale, float shift)    \
+    {                                                                                                         \
+        piece_##size x = *(const piece_##size *)from;                                                         \
+        if (p->scale)                                                                                         \
+            x = scale * x + shift;                                                                            \
+        return p->relu ? (piece_##size)(~(x < (piece_##size){0}) & (bits_##size)x) : x;                       \
+    }                                                                                                         \
+    static void three_columns_##size(const nt_geometry *g, const nt_panel *p)                                 \
+    {                                                                                                         \
+        const int64_t width = g->out_w, pieces = width / (size), plane = nt_plane_floats(g);                  \
+        const int64_t tall = p->count / width, rows = tall + g->kernel_h - 1;                                 \
+        const int64_t top = p->begin / width - g->pad_h, copies = g->shared ? 1 : g->kernel_h;                \
+        const piece_##size none = {0};                                                                        \
+        for (int64_t i = 0; i < p->channels; i++) {                                                           \
+            const int64_t c = p->channel + i;                                                                 \
+            const float scale = p->scale ? p->scale[c] : 1.0f, shift = p->scale ? p->shift[c] : 0.0f;         \
+            float *to = p->panel + i * nt_channel_floats(g);                                                  \
+            for (int64_t r = 0; r < rows; r++) {                                                              \
+                const int inside = top + r >= 0 && top + r < g->in_h;                                         \
+                const float *row = p->in + c * p->pitch + (top + r) * width;                                  \
+                piece_##size left = none, x = inside ? load_##size(p, row, scale, shift) : none;              \
+                for (int64_t n = 0; n < pieces; n++) {                                                        \
+                    const int more = inside && n + 1 < pieces;                                                \
+                    const piece_##size right = more ? load_##size(p, row + (n + 1) * (size), scale, shift)    \
+                                                    : none;                                                   \
+                    const piece_##size before = MIDDLE_TO_RIGHT(left, x), after = MIDDLE_TO_LEFT(x, right);   \
+                    for (int64_t ky = 0; ky < copies; ky++) {                                                 \
+                        const int64_t y = r - ky;                                                             \
+                        if (!g->shared && (y < 0 || y >= tall))                                               \
+                            continue;                                                                         \
+                        float *at = to + ky * 3 * plane + y * width + n * (size);                             \
+                        *(piece_##size *)at = before;                                                         \
+                        *(piece_##size *)(at + plane) = x;                                                    \
+                        *(piece_##size *)(at + 2 * plane) = after;                                            \
+                    }                                                                                         \
+                    left = x;                                                                                 \
+                    x = right;                                                                                \
+                }                                                                                             \
+            }                                                                                                 \
+        }                                                                                                     \
+    }
+
+#define RIGHT_8(left, x) __builtin_shufflevector(left, x, 7, 8, 9, 10, 11, 12, 13, 14)
+#define LEFT_8(x, right) __builtin_shufflevector(x, right, 1, 2, 3, 4, 5, 6, 7, 8)
+#define RIGHT_16(left, x)                                                                                     \
+    __builtin_shufflevector(left, x, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30)
+#define LEFT_16(x, right)                                                                                     \
+    __builtin_shufflevector(x, right, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
+
+THREE_COLUMNS(8, RIGHT_8, LEFT_8)
+#if defined(__AVX512F__)
+THREE_COLUMNS(16, RIGHT_16, LEFT_16)
+#endif
+
+static void any_panel(const nt_geometry *g, const nt_panel *p)
 {
     const int64_t floats = nt_channel_floats(g), plane = nt_plane_floats(g);
     const int64_t tail = (p->count + NT_LINE - 1) / NT_LINE * NT_LINE - p->count;
@@ -235,6 +294,21 @@ static void panel(const nt_geometry *g, const nt_panel *p)
                 }
             }
     }
+}
+
+static void panel(const nt_geometry *g, const nt_panel *p)
+{
+    const int64_t width = g->out_w;
+    const int plain = g->kernel_w == 3 && g->pad_w == 1 && g->in_w == width && g->stride_w == 1 && g->stride_h == 1;
+    if (plain && p->begin % width == 0 && p->count % width == 0 && p->count % NT_LINE == 0) {
+#if defined(__AVX512F__)
+        if (width % 16 == 0)
+            return three_columns_16(g, p);
+#endif
+        if (width % 8 == 0)
+            return three_columns_8(g, p);
+    }
+    any_panel(g, p);
 }
 
 #define EACH(expression)                                                                                      \
