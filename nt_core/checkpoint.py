@@ -20,9 +20,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 import nt_core
+from nt_core.aggregation import Fitted
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.files import read_json, write_atomically
 from nt_core.mask import Mask
+from nt_core.metrics import Aggregation
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import PlacedWeight
 from nt_core.values import Shape
@@ -48,6 +50,20 @@ class Checkpoint:
     values: Values
     masks: Mapping[str, Mask]
     record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def aggregation_of(spec: EnsembleSpec, record: Mapping[str, Any]) -> Aggregation:
+    """Return how a trained ensemble's predictions are averaged.
+
+    Args:
+        spec: what was declared.
+        record: a checkpoint's or a run's; ``"fitted"`` in it is what was fitted on held-out examples.
+
+    Returns:
+        What was fitted; else the mean that the spec names.
+    """
+    found = record.get("fitted")
+    return spec.mean if found is None else Fitted(**found)
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.aggregation import Fitted, fit
+from nt_core.checkpoint import aggregation_of
 from nt_core.metrics import Aggregation, Metrics, aggregate, evaluation_batch_size
 from nt_core.spec import EnsembleSpec, FittedAverage
 from nt_core.training import Batches, Data
@@ -107,8 +108,7 @@ def open_run(
     record = RunFolder(Path(folder)).record()
     chosen = (backend or choose())()
     model = chosen.load(folder, device=device)
-    found = record.get("fitted")
-    aggregation = model.spec.mean if found is None else Fitted(**found)
+    aggregation = aggregation_of(model.spec, record)
     evaluator = Evaluator(backend=chosen, model=model, spec=model.spec, aggregation=aggregation)
     return OpenRun(record=record, evaluator=evaluator)
 

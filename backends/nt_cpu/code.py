@@ -78,7 +78,11 @@ def batch_of(network: Network, most: int) -> int:
 
 
 def program(network: Network, batch: int) -> Program:
-    """Write a network's program for ``batch`` examples at a time."""
+    """Write a network's program for ``batch`` examples at a time.
+
+    Raises:
+        GraphError: as :func:`nt_cpu.streams.blocks`.
+    """
     _copy_sums(network)
     extents = network.extents()
     places, floats = _plan(network, batch)

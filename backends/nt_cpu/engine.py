@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core import DataError, EnsembleSpec, GraphError, Tokens
-from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.checkpoint import Checkpoint, Values, aggregation_of, load_checkpoint
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
 from nt_cpu.code import batch_of, program
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
-
-Values = Mapping[str, NDArray[Any]]
 
 
 def compile(  # noqa: A001
@@ -35,7 +32,8 @@ def compile(  # noqa: A001
             name, with exact zeros where a connection is inactive.
         batch: how many examples the engine is given at a time, as a rule; it takes any number.
         threads: how many of the machine's are used for one batch.
-        aggregation: of members' predictions; None: the mean that the spec names.
+        aggregation: of members' predictions; None: what was fitted and recorded with a checkpoint, else the
+            mean that the spec names.
 
     Raises:
         CheckpointError: as :func:`nt_core.load_checkpoint`.
@@ -53,11 +51,11 @@ def compile(  # noqa: A001
         if count < 1:
             raise DataError(f"{name}: expected at least 1, found {count}")
     if isinstance(trained, tuple):
-        spec, values = trained
+        saved = Checkpoint(spec=trained[0], values=trained[1], masks={})
     else:
         saved = trained if isinstance(trained, Checkpoint) else load_checkpoint(trained)
-        spec, values = saved.spec, saved.values
-    return Engine(spec, values, batch=batch, threads=threads, aggregation=aggregation or spec.mean)
+    how = aggregation or aggregation_of(saved.spec, saved.record)
+    return Engine(saved.spec, saved.values, batch=batch, threads=threads, aggregation=how)
 
 
 class Engine:
@@ -112,13 +110,14 @@ class Engine:
         if self.kernels is None:
             warnings.warn(
                 "nt_cpu: its compiled kernels are not installed, NumPy computes instead, slowly; "
-                "pip install neurotrails-cpu",
+                "pip install neurotrails-cpu, or ./backends/nt_cpu_native of a checkout",
                 stacklevel=4,
             )
             return None
         try:
             lowered = network(self.spec.layout, values)
+            written = program(lowered, batch_of(lowered, self.batch))
         except GraphError as error:
             warnings.warn(f"{error}; NumPy computes instead, slowly", stacklevel=4)
             return None
-        return NativeProgram(program(lowered, batch_of(lowered, self.batch)), self.threads)
+        return NativeProgram(written, self.threads)

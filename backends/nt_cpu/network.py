@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nt_core.checkpoint import Values
 from nt_core.errors import GraphError
 from nt_core.graph import INPUT, Tokens
 from nt_core.structure import Layout, Part, weight_name
 from nt_cpu.fusion import fuse
 from nt_cpu.lowering import LOWERINGS, Call, flip, place
 from nt_cpu.operations import Extent, Network, Operation
-
-Values = Mapping[str, NDArray[Any]]
 
 
 def network(layout: Layout, values: Values) -> Network:

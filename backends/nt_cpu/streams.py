@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nt_core.errors import GraphError
 from nt_core.values import Shape
 
 LINE = 16
@@ -23,6 +24,9 @@ TILE = 8 * LINE
 
 UNIT = 8
 """Bytes of one step of an offset."""
+
+LARGEST = np.iinfo(np.uint16).max
+"""Of an offset, a row's number, or its count of connections."""
 
 PANEL_BYTES = 32 * 1024
 """How large a panel may be: what a first-level cache holds, about."""
@@ -126,13 +130,23 @@ def block_channels(weight: NDArray[np.float32], geometry: Geometry) -> int:
     return int(np.ceil(inputs / np.ceil(inputs / channels)))
 
 
+def _expect_small(what: str, found: int, most: int) -> None:
+    if found > most:
+        raise GraphError(f"nt_cpu: expected at most {most} {what} of a product, found {found}")
+
+
 def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
     """Cut a product's weight, (out, in, kh, kw), into blocks; zeros are no connections.
 
     The first and the last block list every row, for its bias and for what follows.
+
+    Raises:
+        GraphError: it has more outputs, or a larger kernel, than numbers of 16 bits can tell apart.
     """
     outputs, inputs = weight.shape[:2]
     step = block_channels(weight, geometry)
+    _expect_small("outputs", outputs, LARGEST + 1)
+    _expect_small("bytes of a panel", step * geometry.channel_floats * 4, LARGEST * UNIT)
     places = geometry.places().reshape(-1)
     starts = range(0, inputs, step)
     for start in starts:

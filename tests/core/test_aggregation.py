@@ -55,6 +55,16 @@ def test_the_weights_are_within_the_gap_of_the_best(batch: Any) -> None:
     assert nll(logits, labels, found) <= best + GAP
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(1, 40), st.floats(-6, 1))
+def test_the_weights_have_their_certificate_however_alike_members_are(
+    seed: int, members: int, count: int, power: float
+) -> None:
+    log_likelihoods = -np.abs(np.random.default_rng(seed).normal(size=(members, count))) * 10**power
+    weights = fit_weights(log_likelihoods)
+    likelihoods = np.exp(log_likelihoods)
+    assert (likelihoods / (weights @ likelihoods)).mean(axis=1).max() <= 1 + 1.001 * GAP
+
+
 @given(held_out(most=5.0), st.randoms())
 def test_fitting_is_equivariant_to_the_order_of_members(batch: Any, random: Any) -> None:
     logits, labels = batch

@@ -1,6 +1,7 @@
 """The native engine, held to the NumPy reference."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from nt_core import (
     Static,
     initial_masks,
 )
+from nt_core.aggregation import Fitted
 from nt_core.checkpoint import Checkpoint, save_checkpoint
+from nt_core.metrics import aggregate
 from nt_core.ops import OPS
 from nt_core.reference import forward
 from nt_core.testing import model_cases, op_cases, random_input, random_values
@@ -224,6 +227,10 @@ def test_an_altered_program_is_refused_or_harmless(data):
     spec = small(size=8)
     values, _ = trained(spec)
     sound = program(network(spec.layout, values), 2)
+    x = random_input(spec.graph, 2, 0).astype(np.float32)
+    other = NativeProgram(replace(sound, code=sound.code.copy()), 1)
+    before, after = np.zeros((2, 3, 2, 5), np.float32)
+    other.run(x, before)
     where = data.draw(st.integers(0, len(sound.code) - 1))
     sound.code[where] = data.draw(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 70000))
     try:
@@ -233,6 +240,8 @@ def test_an_altered_program_is_refused_or_harmless(data):
     if altered._library.nt_memory(altered._engine, 1) < 2**28:
         out = np.empty((3, 2, 5), np.float32)
         altered.run(np.zeros((2, 3, 8, 8), np.float32), out)
+    other.run(x, after)
+    np.testing.assert_array_equal(before, after)
 
 
 @given(st.integers(0, 400))
@@ -255,3 +264,44 @@ def test_bad_input_is_refused():
     with pytest.raises(DataError, match=r"expected shape \(batch, 3, 32, 32\), found \(1, 32, 32, 3\)"):
         engine.heads(np.zeros((1, 32, 32, 3), np.float32))
     assert engine.heads(np.zeros((0, 3, 32, 32), np.float32)).shape == (3, 0, 5)
+
+
+def test_what_is_fitted_is_served(tmp_path):
+    spec = small()
+    values, masks = trained(spec)
+    fitted = Fitted(weights=(0.7, 0.3, 0.0), temperature=2.0)
+    record = {"fitted": fitted.model_dump(mode="json")}
+    save_checkpoint(tmp_path, Checkpoint(spec=spec, values=values, masks=masks, record=record))
+    x = random_input(spec.graph, 3, 0).astype(np.float32)
+    engine, plain = nt_cpu.compile(tmp_path), nt_cpu.compile(tmp_path, aggregation="mean_prob")
+    np.testing.assert_allclose(engine(x), np.exp(aggregate(engine.heads(x), fitted)), rtol=1e-6)
+    np.testing.assert_allclose(plain(x), np.exp(aggregate(plain.heads(x), "mean_prob")), rtol=1e-6)
+    assert np.abs(engine(x) - plain(x)).max() > 1e-3
+
+
+@pytest.mark.parametrize("outputs", [65_536, 65_537])
+def test_more_outputs_than_the_streams_can_name_are_left_to_numpy(outputs):
+    spec = EnsembleSpec(graph=nt_models.mlp(inputs=2, hidden=(), classes=outputs))
+    values = {name: value.astype(np.float32) for name, value in random_values(spec.layout, 0).items()}
+    x = random_input(spec.graph, 2, 0).astype(np.float32)
+    if outputs == 65_536:
+        engine = nt_cpu.compile((spec, values))
+    else:
+        with pytest.warns(UserWarning, match=r"at most 65536 outputs of a product, found 65537; NumPy"):
+            engine = nt_cpu.compile((spec, values))
+    assert (engine.kernels is None) == (outputs > 65_536)
+    expect_close(engine.heads(x), exact(spec, values, x))
+
+
+def test_a_kernel_larger_than_a_panel_is_left_to_numpy():
+    net = GraphBuilder(Image(channels=1, height=70, width=70))
+    with net.stem() as b:
+        b.out = b.conv(b.inp, 2, kernel=50)
+    with net.classifier() as b:
+        b.out = b.linear(b.flatten(b.inp), 2)
+    spec = EnsembleSpec(graph=net.build())
+    values = dict(random_values(spec.layout, 0))
+    with pytest.warns(UserWarning, match=r"bytes of a panel of a product, found"):
+        engine = nt_cpu.compile((spec, values))
+    x = random_input(spec.graph, 2, 0)
+    expect_close(engine.heads(x), exact(spec, values, x))
