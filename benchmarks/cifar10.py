@@ -66,6 +66,8 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
     # and what the loss does to the step: a mean over three heads divides a head's gradient by three.
     "neurotrails_extended": {**NEUROTRAILS, "plan": {"extend": LONGER}},
     "neurotrails_equal_flops": {**NEUROTRAILS, "plan": {"extend": EQUAL}},
+    # What a single network makes of the full ensemble's FLOPs: is it the method, or the length?
+    "single_equal_flops": {"preset": "single", "plan": {"epochs": 3 * EPOCHS}},
     "neurotrails_mean": {**NEUROTRAILS, "loss": "mean"},
     "treenet_mean": {"preset": "treenet", **HEADS, "loss": "mean"},
     "static_mean": {"preset": "static", **HEADS, "loss": "mean"},
