@@ -9,5 +9,6 @@ Example:
 """
 
 from nt_cpu.engine import Engine, compile  # noqa: A004
+from nt_cpu.packed import load, pack
 
-__all__ = ["Engine", "compile"]
+__all__ = ["Engine", "compile", "load", "pack"]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from nt_core import ops
 from nt_cpu.operations import Extent, Network, Operation
-from nt_cpu.streams import LINE, TILE, Geometry, blocks
+from nt_cpu.streams import LARGEST, LINE, TILE, Geometry, blocks
 
-MAGIC, VERSION = 0x4E544350, 1
+MAGIC, VERSION = 0x4E544350, 4
 KINDS = (
     "product",
     "affine",
@@ -33,6 +33,10 @@ KINDS = (
 ALIGNMENT = 64
 CHUNK_BYTES = 384 * 1024
 """Sums that a thread works on before it goes to the next: they shall stay in its second-level cache."""
+
+
+MEMORY_BYTES = 1024 * 1024
+"""What the values of all examples that are computed at a time may take: a second-level cache."""
 
 
 @dataclass(slots=True)
@@ -71,10 +75,15 @@ class _Writer:
 def batch_of(network: Network, most: int) -> int:
     """Choose how many examples a program computes at a time.
 
-    As few as fill a tile: what they need then stays in the caches. Weights are read again for the next.
+    As few as fill a tile where its products have fewest positions: what they need then stays in the caches.
+    Weights are read again for the next.
     """
-    widest = max(extent.positions for extent in network.extents().values())
-    return min(-(-TILE // widest), most)
+    products = [each.extent for each in network.operations if each.kind == "product"]
+    several = [extent.positions for extent in products if extent.positions > 1]
+    batch = min(-(-TILE // min(several, default=1)), most)
+    while batch > 1 and _plan(network, batch)[1] * 4 > MEMORY_BYTES:
+        batch -= batch // 2
+    return batch
 
 
 def program(network: Network, batch: int) -> Program:
@@ -144,33 +153,45 @@ def _write(writer: _Writer, operation: Operation) -> None:
 
 def _product(writer: _Writer, operation: Operation) -> None:
     assert operation.weight is not None
-    extent = operation.extent
-    geometry = replace(_geometry(operation), tile=min(TILE, _pitch(extent, writer.batch)))
-    sums = geometry.tile * extent.channels * 4
+    extent, geometry = operation.extent, _geometry(operation)
+    # One position in all needs no lines, as long as an offset can name each input.
+    single = geometry.pointwise and extent.merged and extent.positions * writer.batch == 1
+    single = single and operation.weight.shape[1] <= LARGEST + 1
+    geometry = replace(
+        geometry, merged=extent.merged, tile=1 if single else min(TILE, _pitch(extent, writer.batch))
+    )
+    # As many rows at a time as have sums that stay in the cache while block after block is added to them.
+    outputs = len(operation.weight)
+    groups = 1 if single else max(round(outputs * geometry.tile * 4 / CHUNK_BYTES), 1)
+    rows = -(-outputs // groups)
     writer.words += [
         *geometry.words(),
         int(geometry.pointwise),
+        int(single),
         writer.numbers(operation.scale),
         writer.numbers(operation.shift),
         int(operation.pre_relu),
         writer.numbers(operation.bias),
         -1 if operation.residual is None else writer.values[operation.residual],
         int(operation.relu),
-        max(CHUNK_BYTES // sums, 1),
+        max(CHUNK_BYTES // (geometry.tile * rows * 4), 1),
+        -(-outputs // rows),
     ]
-    made = list(blocks(operation.weight, geometry))
-    writer.words.append(len(made))
-    for block in made:
-        writer.words += [
-            block.channel,
-            block.channels,
-            len(block.rows),
-            len(block.weights),
-            writer.numbers(block.weights),
-            writer.numbers(block.offsets),
-            writer.numbers(block.counts),
-            writer.numbers(block.rows),
-        ]
+    for first in range(0, outputs, rows):
+        made = list(blocks(operation.weight[first : first + rows], geometry))
+        writer.words.append(len(made))
+        for block in made:
+            writer.words += [
+                block.channel,
+                block.channels,
+                len(block.rows),
+                len(block.weights),
+                writer.numbers(block.weights),
+                writer.numbers(block.offsets),
+                writer.numbers(block.counts),
+                writer.numbers(block.rows + np.uint32(first)),
+                writer.numbers(block.sets),
+            ]
 
 
 def _geometry(operation: Operation) -> Geometry:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +15,14 @@ from nt_core import DataError, EnsembleSpec, GraphError, Tokens
 from nt_core.checkpoint import Checkpoint, Values, aggregation_of, load_checkpoint
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
-from nt_cpu.code import batch_of, program
+from nt_cpu.code import Program, batch_of, program
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
+
+NOT_INSTALLED: Final = (
+    "nt_cpu: its compiled kernels are not installed: pip install neurotrails-cpu, or "
+    "./backends/nt_cpu_native of a checkout"
+)
 
 
 def compile(  # noqa: A001
@@ -47,41 +54,85 @@ def compile(  # noqa: A001
         >>> engine(np.zeros((10, 8), np.float32)).shape, engine.heads(np.zeros((1, 8), np.float32)).shape
         ((10, 3), (3, 1, 3))
     """
-    for name, count in (("batch", batch), ("threads", threads)):
-        if count < 1:
-            raise DataError(f"{name}: expected at least 1, found {count}")
+    expect_positive(batch=batch, threads=threads)
     if isinstance(trained, tuple):
         saved = Checkpoint(spec=trained[0], values=trained[1], masks={})
     else:
         saved = trained if isinstance(trained, Checkpoint) else load_checkpoint(trained)
     how = aggregation or aggregation_of(saved.spec, saved.record)
-    return Engine(saved.spec, saved.values, batch=batch, threads=threads, aggregation=how)
+    written = None
+    try:
+        lowered = network(saved.spec.layout, saved.values)
+        written = program(lowered, batch_of(lowered, batch))
+    except GraphError as error:
+        warnings.warn(f"{error}; NumPy computes instead, slowly", stacklevel=2)
+    if kernels() is None:
+        warnings.warn(f"{NOT_INSTALLED}; NumPy computes instead, slowly", stacklevel=2)
+    return Engine(
+        saved.spec,
+        written,
+        batch=batch,
+        threads=threads,
+        aggregation=how,
+        values=saved.values,
+        record=saved.record,
+    )
+
+
+def expect_positive(**counts: int) -> None:
+    """Raise unless every count is positive.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise DataError(f"{name}: expected at least 1, found {count}")
 
 
 class Engine:
-    """What :func:`compile` returns; threads of Python may use one at the same time.
+    """What :func:`compile` and :func:`load` return; threads of Python may use one at the same time.
 
     Attributes:
         spec: what was declared.
         batch: how many examples it is given at a time, as a rule.
         threads: for one batch.
+        aggregation: of members' predictions.
+        record: what the trainer wrote beside the weights, if they came from a run.
+        program: what the native kernels run; None where they cannot.
         kernels: the instruction set of the native kernels: ``"avx512"``, ``"avx2"`` or ``"portable"``; None
             where NumPy computes instead.
     """
 
     def __init__(
-        self, spec: EnsembleSpec, values: Values, *, batch: int, threads: int, aggregation: Aggregation
+        self,
+        spec: EnsembleSpec,
+        program: Program | None,
+        *,
+        batch: int,
+        threads: int,
+        aggregation: Aggregation,
+        values: Values,
+        record: Mapping[str, Any],
     ) -> None:
-        self.spec, self.batch, self.threads, self.aggregation = spec, batch, threads, aggregation
-        self.kernels = kernels()
-        self._values: Values = {}
-        self._native = self._compile(values)
-        if self._native is None:
-            self.kernels, self._values = None, values
+        self.spec, self.program, self.aggregation, self.record = spec, program, aggregation, record
+        self.batch, self.threads = batch, threads
+        self.kernels = None if program is None else kernels()
+        self._native = None if program is None or self.kernels is None else NativeProgram(program, threads)
+        if self._native is not None:
+            inputs, outputs = math.prod(spec.layout.input_shape), math.prod(spec.graph.output_shape)
+            self._native.expect_shapes(inputs, spec.members, outputs)
+        self._values = values if self._native is None else {}
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Predict. (N, *input shape) → (N, classes), probabilities of all members together."""
-        return np.exp(aggregate(self.heads(inputs), self.aggregation)).astype(np.float32)
+        """Predict. (N, *input shape) → (N, …, classes), probabilities of all members together."""
+        return self.probabilities(self.heads(inputs))
+
+    def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float32]:
+        """Aggregate every member's logits. (M, N, …, classes) → (N, …, classes)."""
+        flat = logits.reshape(len(logits), -1, logits.shape[-1])
+        found = np.exp(aggregate(flat, self.aggregation)).astype(np.float32)
+        return found.reshape(logits.shape[1:])
 
     def heads(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Compute every member's logits. (N, *input shape) → (M, N, …).
@@ -100,24 +151,8 @@ class Engine:
             self.spec.graph.input.expect_tokens(int(inputs.min()), int(inputs.max()))
         if self._native is None:
             return forward(self.spec.layout, self._values, inputs).astype(np.float32, copy=False)
-        given = np.ascontiguousarray(inputs, dtype=np.float32)
+        given = np.require(inputs, np.float32, ["C", "ALIGNED"])
         found = np.empty((self.spec.members, len(given), *self.spec.graph.output_shape), np.float32)
         if len(given):
             self._native.run(given, found)
         return found
-
-    def _compile(self, values: Values) -> NativeProgram | None:
-        if self.kernels is None:
-            warnings.warn(
-                "nt_cpu: its compiled kernels are not installed, NumPy computes instead, slowly; "
-                "pip install neurotrails-cpu, or ./backends/nt_cpu_native of a checkout",
-                stacklevel=4,
-            )
-            return None
-        try:
-            lowered = network(self.spec.layout, values)
-            written = program(lowered, batch_of(lowered, self.batch))
-        except GraphError as error:
-            warnings.warn(f"{error}; NumPy computes instead, slowly", stacklevel=4)
-            return None
-        return NativeProgram(written, self.threads)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nt_core import ops
 from nt_core.errors import GraphError
-from nt_core.values import Shape
+from nt_core.unroll import Call
 from nt_cpu.operations import Extent, Floats, Operation
 
 FUNCTIONS = ("gelu", "silu", "tanh", "sigmoid")
@@ -18,42 +18,10 @@ EPS_UNIT = 1e-15
 """In what the native engine reads a norm's eps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """An op and what it works on.
-
-    Attributes:
-        op: any.
-        inputs: the values' names.
-        output: the name of what it gives.
-        shapes: of inputs and output, canonical.
-        own: its arrays by name.
-        member: which of those that share it.
-    """
-
-    op: Any
-    inputs: list[str]
-    output: str
-    shapes: tuple[Shape, ...]
-    own: dict[str, Floats]
-    member: int
-
-    @property
-    def extent(self) -> Extent:
-        """The output's extent."""
-        return Extent.of(self.shapes[-1])
-
-    def becomes(self, kind: str, **more: Any) -> list[Operation]:
-        """Return one operation of a kind."""
-        return [
-            Operation(kind, self.inputs, self.output, self.extent, shapes=self.shapes, op=self.op, **more)
-        ]
-
-    def arrays(self) -> dict[str, Floats]:
-        """Return its arrays, of this member where each has its own."""
-        if getattr(self.op, "members", None) is None:
-            return self.own
-        return {name: array[self.member] for name, array in self.own.items()}
+def becomes(call: Call, kind: str, **more: Any) -> list[Operation]:
+    """Return one operation of a kind."""
+    extent = Extent.of(call.shapes[-1])
+    return [Operation(kind, list(call.inputs), call.output, extent, shapes=call.shapes, op=call.op, **more)]
 
 
 Lowering = Callable[[Call], list[Operation]]
@@ -133,11 +101,12 @@ def _by_last_axis(lowering: Lowering) -> Lowering:
             (0, 0),
             ((0, height), (0, 1), (1, 0)),
         )
-        of_rows = Call(call.op, [inside], result, ((rows, width), (rows, after[2])), call.own, call.member)
+        shapes = ((rows, width), (rows, after[2]))
+        of_rows = replace(call, inputs=(inside,), output=result, shapes=shapes)
         back = move(
             result,
             call.output,
-            call.extent,
+            Extent.of(call.shapes[-1]),
             (channels, height, after[2]),
             (0, 0),
             ((0, height), (0, 1), (1, 0)),
@@ -166,36 +135,31 @@ def _linear(call: Call) -> list[Operation]:
 
 
 def _product(call: Call, weight: Floats) -> list[Operation]:
-    bias = call.own.get("bias")
-    if call.op.factors is not None:
-        r, s = (call.own[f"{side}_factor"][call.member] for side in ("input", "output"))
-        weight = weight * s[:, None, None, None] * r[:, None, None]
-        bias = None if bias is None else bias[call.member]
-    return call.becomes("product", weight=weight, bias=bias)
+    return becomes(call, "product", weight=weight, bias=call.own.get("bias"))
 
 
 def _batch_norm(call: Call) -> list[Operation]:
-    own = {name: array.astype(np.float64) for name, array in call.arrays().items()}
+    own = {name: array.astype(np.float64) for name, array in call.own.items()}
     scale = own["weight"] / np.sqrt(own["running_var"] + call.op.eps)
     shift = own["bias"] - own["running_mean"] * scale
-    return call.becomes("affine", scale=scale.astype(np.float32), shift=shift.astype(np.float32))
+    return becomes(call, "affine", scale=scale.astype(np.float32), shift=shift.astype(np.float32))
 
 
 def _norm(call: Call) -> list[Operation]:
-    own = call.arrays()
+    own = call.own
     eps = round(call.op.eps / EPS_UNIT)
-    return call.becomes("norm", scale=own["weight"], bias=own.get("bias"), words=(eps,))
+    return becomes(call, "norm", scale=own["weight"], bias=own.get("bias"), words=(eps,))
 
 
 def _activation(call: Call) -> list[Operation]:
     if call.op.function != "relu":
-        return call.becomes("function", words=(FUNCTIONS.index(call.op.function),))
-    one = np.ones(call.extent.channels, np.float32)
-    return call.becomes("affine", scale=one, shift=0 * one, relu=True)
+        return becomes(call, "function", words=(FUNCTIONS.index(call.op.function),))
+    one = np.ones(Extent.of(call.shapes[-1]).channels, np.float32)
+    return becomes(call, "affine", scale=one, shift=0 * one, relu=True)
 
 
 def _plain(kind: str) -> Lowering:
-    return lambda call: call.becomes(kind)
+    return lambda call: becomes(call, kind)
 
 
 def _flatten(call: Call) -> list[Operation]:
@@ -204,7 +168,9 @@ def _flatten(call: Call) -> list[Operation]:
     along = (before.positions, 1) if in_order else (1, before.channels)
     loops, steps = (before.channels, 1, before.positions), ((1, 0), (0, 0), (0, 1))
     to_steps = ((along[0], 0), (0, 0), (along[1], 0))
-    return [move(call.inputs[0], call.output, call.extent, loops, (0, 0), steps, (0, 0), to_steps)]
+    return [
+        move(call.inputs[0], call.output, Extent.of(call.shapes[-1]), loops, (0, 0), steps, (0, 0), to_steps)
+    ]
 
 
 def _concat(call: Call) -> list[Operation]:
@@ -217,12 +183,14 @@ def _concat(call: Call) -> list[Operation]:
             steps = ((1, 0), (0, width), (0, 1))
             to_steps = ((1, 0), (0, call.shapes[-1][2]), (0, 1))
             loops = (channels, height, width)
-            made.append(move(name, call.output, call.extent, loops, (0, 0), steps, (0, done), to_steps))
+            made.append(
+                move(name, call.output, Extent.of(call.shapes[-1]), loops, (0, 0), steps, (0, done), to_steps)
+            )
         elif (axis == 0) == (len(shape) != 2):
-            made.append(place(name, one, call.output, call.extent, channel=done))
+            made.append(place(name, one, call.output, Extent.of(call.shapes[-1]), channel=done))
         else:
             behind = shape[2] if len(shape) == 3 else 1
-            made.append(place(name, one, call.output, call.extent, position=done * behind))
+            made.append(place(name, one, call.output, Extent.of(call.shapes[-1]), position=done * behind))
         done += shape[axis]
     return made
 
@@ -231,13 +199,13 @@ def _class_token(call: Call) -> list[Operation]:
     before = Extent.of(call.shapes[0])
     token = call.own["weight"].reshape(-1, 1)
     return [
-        place(call.inputs[0], before, call.output, call.extent, position=1),
-        Operation("fill", [], call.output, call.extent, table=(token,), words=(0, 1)),
+        place(call.inputs[0], before, call.output, Extent.of(call.shapes[-1]), position=1),
+        Operation("fill", [], call.output, Extent.of(call.shapes[-1]), table=(token,), words=(0, 1)),
     ]
 
 
 def _positions(call: Call) -> list[Operation]:
-    table, extent = np.ascontiguousarray(call.own["weight"].T), call.extent
+    table, extent = np.ascontiguousarray(call.own["weight"].T), Extent.of(call.shapes[-1])
     name = f"{call.output}: table"
     return [
         Operation("fill", [], name, extent, table=(table,), words=(0, extent.positions)),
@@ -248,20 +216,26 @@ def _positions(call: Call) -> list[Operation]:
 def _take_token(call: Call) -> list[Operation]:
     length = call.shapes[0][0]
     return [
-        place(call.inputs[0], call.extent, call.output, call.extent, first_position=call.op.index % length)
+        place(
+            call.inputs[0],
+            Extent.of(call.shapes[-1]),
+            call.output,
+            Extent.of(call.shapes[-1]),
+            first_position=call.op.index % length,
+        )
     ]
 
 
 def _embedding(call: Call) -> list[Operation]:
-    return call.becomes("embedding", table=(call.own["weight"],), words=(call.op.vocabulary,))
+    return becomes(call, "embedding", table=(call.own["weight"],), words=(call.op.vocabulary,))
 
 
 def _transpose(call: Call) -> list[Operation]:
-    return [flip(call.inputs[0], Extent.of(call.shapes[0]), call.output, call.extent)]
+    return [flip(call.inputs[0], Extent.of(call.shapes[0]), call.output, Extent.of(call.shapes[-1]))]
 
 
 def _to_sequence(call: Call) -> list[Operation]:
-    return [place(call.inputs[0], Extent.of(call.shapes[0]), call.output, call.extent)]
+    return [place(call.inputs[0], Extent.of(call.shapes[0]), call.output, Extent.of(call.shapes[-1]))]
 
 
 def _attention(call: Call) -> list[Operation]:
@@ -273,13 +247,13 @@ def _attention(call: Call) -> list[Operation]:
         angles = op.rotary_base ** (-2.0 * np.arange(half)[:, None] / size) * np.arange(length)
         table = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
     words = (op.heads, op.heads // op.kv_heads, int(op.causal))
-    return call.becomes("attention", table=table, words=words)
+    return becomes(call, "attention", table=table, words=words)
 
 
 def _average(call: Call) -> list[Operation]:
     if len(call.shapes[0]) == 1:
         raise GraphError(f"no average of a value of shape {call.shapes[0]}")
-    return call.becomes("global_average")
+    return becomes(call, "global_average")
 
 
 LOWERINGS: Mapping[type[ops.Op], Lowering] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import time
 from functools import cache
 from typing import Any
 
@@ -10,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.errors import NeuroTrailsError
+from nt_core.memory import machine_bytes
 from nt_cpu.code import ALIGNMENT, Program
 
+VARIABLE = "NT_CPU_KERNELS"
+INSTRUCTIONS = ("avx512", "avx2", "portable")
 _ERROR_BYTES = 512
+_PEAK_ROUNDS = 2_000_000
 
 
 @cache
@@ -31,9 +37,13 @@ def library() -> Any:
     found.nt_close.argtypes = [pointer]
     found.nt_memory.restype = integer
     found.nt_memory.argtypes = [pointer, integer]
+    found.nt_sizes.restype = None
+    found.nt_sizes.argtypes = [pointer, pointer]
     found.nt_run.restype = ctypes.c_int
     found.nt_run.argtypes = [pointer, pointer, pointer, integer, integer, pointer]
     found.nt_kernels_name.restype = ctypes.c_char_p
+    found.nt_multiply_adds.restype = integer
+    found.nt_multiply_adds.argtypes = [integer, integer]
     return found
 
 
@@ -41,11 +51,11 @@ class NativeProgram:
     """A program that the library has read and checked; any number of threads may run it at a time.
 
     Args:
-        program: what :func:`nt_cpu.code.program` wrote.
+        program: what :func:`nt_cpu.code.program` wrote, or somebody else.
         threads: how many the library uses for one run.
 
     Raises:
-        NeuroTrailsError: the program is not sound.
+        NeuroTrailsError: the program is not sound, or needs more working memory than the machine has.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
@@ -61,14 +71,39 @@ class NativeProgram:
         )
         if not self._engine:
             raise NeuroTrailsError(f"program: {error.value.decode()}")
+        self._bytes = self._library.nt_memory(self._engine, threads) + ALIGNMENT
+        if self._bytes > machine_bytes():
+            raise NeuroTrailsError(
+                f"program: needs {self._bytes} bytes of working memory, expected at most the "
+                f"{machine_bytes()} of this machine"
+            )
         self._spare: list[NDArray[np.uint8]] = []
+
+    def expect_shapes(self, inputs: int, members: int, outputs: int) -> None:
+        """Raise unless the program reads and writes arrays of these sizes: it gets their addresses.
+
+        Args:
+            inputs: numbers of one example.
+            members: how many answer.
+            outputs: numbers of one member's answer to one example.
+
+        Raises:
+            NeuroTrailsError: it is the program of another network.
+        """
+        sizes = (ctypes.c_int64 * 3)()
+        self._library.nt_sizes(self._engine, sizes)
+        if tuple(sizes) != (inputs, members, outputs):
+            raise NeuroTrailsError(
+                f"program: reads {sizes[0]} numbers and gives {sizes[1]} × {sizes[2]}, but its spec {inputs} "
+                f"and {members} × {outputs}"
+            )
 
     def run(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
         """Compute logits. (B, *input shape) → (M, B, *output shape), both contiguous."""
         try:
             memory = self._spare.pop()
         except IndexError:
-            memory = np.empty(self._library.nt_memory(self._engine, self.threads) + ALIGNMENT, np.uint8)
+            memory = np.empty(self._bytes, np.uint8)
         start = memory.ctypes.data + -memory.ctypes.data % ALIGNMENT
         code = self._library.nt_run(
             self._engine, inputs.ctypes.data, outputs.ctypes.data, len(inputs), self.threads, start
@@ -82,6 +117,31 @@ class NativeProgram:
 
 
 def kernels() -> str | None:
-    """Return the instruction set that this machine's kernels use; None if they are not installed."""
+    """Return the instruction set that this machine's kernels use; None if they are not installed.
+
+    Raises:
+        NeuroTrailsError: the environment variable ``NT_CPU_KERNELS`` names none.
+    """
+    wish = os.environ.get(VARIABLE)
+    if wish and wish not in INSTRUCTIONS:
+        raise NeuroTrailsError(f"{VARIABLE}: expected {', '.join(INSTRUCTIONS)}, or unset, found {wish!r}")
     found = library()
     return None if found is None else str(found.nt_kernels_name().decode())
+
+
+def peak_flops(threads: int = 1) -> float | None:
+    """Measure how many floating-point operations a second this machine does at most, in registers.
+
+    Returns:
+        FLOP/s of the best of several short runs; None if the kernels are not installed.
+    """
+    found = library()
+    if found is None:
+        return None
+
+    def once() -> float:
+        start = time.perf_counter()
+        done = int(found.nt_multiply_adds(_PEAK_ROUNDS, threads))
+        return done / (time.perf_counter() - start)
+
+    return max(once() for _ in range(5))

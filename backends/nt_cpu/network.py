@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from nt_core.checkpoint import Values
 from nt_core.errors import GraphError
 from nt_core.graph import INPUT, Tokens
-from nt_core.structure import Layout, Part, weight_name
+from nt_core.structure import Layout
+from nt_core.unroll import STACKED, unroll
 from nt_cpu.fusion import fuse
-from nt_cpu.lowering import LOWERINGS, Call, flip, place
+from nt_cpu.lowering import LOWERINGS, flip, place
 from nt_cpu.operations import Extent, Network, Operation
 
 
@@ -26,23 +27,20 @@ def network(layout: Layout, values: Values) -> Network:
     """
     found = Network()
     given = _input(found, layout)
-    if layout.along == "rows":
-        assert layout.backbone is not None
-        for member in range(layout.members):
-            names = {INPUT: given}
-            prefix = f"member{member + 1}"
-            found.operations += _part(layout, layout.backbone, names, values, prefix, member)
-            found.logits.append(names[layout.graph.output])
-    else:
-        shared = {INPUT: given}
-        if layout.backbone is not None:
-            found.operations += _part(layout, layout.backbone, shared, values, layout.backbone.name)
-        for head in layout.heads:
-            names = dict(shared)
-            found.operations += _part(layout, head, names, values, head.name)
-            found.logits.append(names[layout.graph.output])
-        if not layout.heads:
-            _divide(found, shared[layout.graph.output], layout.members)
+    unrolled = unroll(layout, values)
+    names = {given: given}
+    for call in unrolled.calls:
+        own = {name: np.asarray(array, np.float32) for name, array in call.own.items()}
+        read = replace(call, inputs=tuple(names[name] for name in call.inputs), own=own)
+        try:
+            made = LOWERINGS[type(call.op)](read)
+        except GraphError as error:
+            raise GraphError(f"block {call.block!r}, op {call.node!r}: {error}") from None
+        names[call.output] = made[-1].output if made else read.inputs[0]
+        found.operations += made
+    found.logits += [names[name] for name in unrolled.logits]
+    if layout.along == "channels":
+        _divide(found, found.logits.pop(), layout.members)
     _canonical(found)
     fuse(found)
     return found
@@ -65,32 +63,9 @@ def _input(found: Network, layout: Layout) -> str:
         return INPUT
     one, stacked = Extent.of(shape), Extent.of(layout.graph.input.shape)
     found.operations += [
-        place(INPUT, one, "stacked input", stacked, channel=member * one.channels)
-        for member in range(layout.members)
+        place(INPUT, one, STACKED, stacked, channel=member * one.channels) for member in range(layout.members)
     ]
-    return "stacked input"
-
-
-def _part(
-    layout: Layout, part: Part, names: dict[str, str], values: Values, prefix: str, member: int = 0
-) -> Iterator[Operation]:
-    for block in part.blocks:
-        for node in block.nodes:
-            own = {
-                w.name: np.asarray(values[weight_name(part.name, block.name, node.name, w.name)], np.float32)
-                for w in node.op.weights()
-            }
-            reference = f"{block.name}/{node.name}"
-            shapes = tuple(layout.graph.shapes[ref] for ref in (*node.inputs, reference))
-            call = Call(
-                node.op, [names[ref] for ref in node.inputs], f"{prefix}/{reference}", shapes, own, member
-            )
-            try:
-                made = LOWERINGS[type(node.op)](call)
-            except GraphError as error:
-                raise GraphError(f"block {block.name!r}, op {node.name!r}: {error}") from None
-            names[reference] = made[-1].output if made else names[node.inputs[0]]
-            yield from made
+    return STACKED
 
 
 def _divide(found: Network, output: str, members: int) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nt_core import ops
 from nt_core.errors import GraphError
 from nt_core.values import Shape
+from nt_cpu.streams import TILE
 
 Floats = NDArray[np.float32]
 
@@ -21,7 +22,7 @@ class Extent:
     Attributes:
         channels: of an image; features of a sequence or a vector.
         positions: pixels; places of a sequence; 1 for a vector.
-        merged: whether the examples of a batch stand side by side in one row, as all but images do.
+        merged: whether the examples of a batch stand side by side in one row, as all but large images do.
     """
 
     channels: int
@@ -37,7 +38,7 @@ class Extent:
             case (length, features):
                 return Extent(features, length, True)
             case (channels, height, width):
-                return Extent(channels, height * width, False)
+                return Extent(channels, height * width, 2 * height * width <= TILE)
         raise GraphError(f"nt_cpu: no value of shape {shape}")
 
 

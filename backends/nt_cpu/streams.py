@@ -26,13 +26,16 @@ UNIT = 8
 """Bytes of one step of an offset."""
 
 LARGEST = np.iinfo(np.uint16).max
-"""Of an offset, a row's number, or its count of connections."""
+"""Of an offset."""
 
 PANEL_BYTES = 32 * 1024
 """How large a panel may be: what a first-level cache holds, about."""
 
-LEAST = 16
+LEAST = 8
 """Connections that a row shall have in a block on average, for the loads and stores of its sums to pay."""
+
+SETS = 12
+"""Into which a product's rows are divided, the same in each of its blocks: threads take whole sets."""
 
 MOST_BYTES = 128 * 1024
 """How large a panel may become to reach that."""
@@ -49,7 +52,8 @@ class Geometry:
         stride: (down, right).
         padding: (top, left).
         pointwise: every output position reads the input at the same position.
-        tile: output positions of a tile, whole lines.
+        merged: images are so small that several of them stand in a tile.
+        tile: output positions of a tile, whole lines; 1 of a product that has one position in all.
     """
 
     input: tuple[int, int] = (1, 1)
@@ -58,6 +62,7 @@ class Geometry:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     pointwise: bool = True
+    merged: bool = False
     tile: int = TILE
 
     @staticmethod
@@ -76,10 +81,16 @@ class Geometry:
         return Geometry((height, width), (new_height, new_width), kernel, stride, padding, pointwise=False)
 
     @property
+    def unit(self) -> int:
+        """Bytes of one step of an offset."""
+        return 4 if self.tile == 1 else UNIT
+
+    @property
     def shared(self) -> bool:
         """Whether rows of the kernel share panels' planes: a plane for each of its columns is enough."""
         width = self.output[1]
-        return self.stride == (1, 1) and self.kernel[0] > 1 and width % LINE == 0 and TILE % width == 0
+        fitting = width % LINE == 0 and TILE % width == 0 and not self.merged
+        return fitting and self.stride == (1, 1) and self.kernel[0] > 1
 
     @property
     def channel_floats(self) -> int:
@@ -108,19 +119,32 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some input channels of a product, as the kernels read them."""
+    """Some input channels of a product, as the kernels read them.
+
+    Attributes:
+        channel: the first.
+        channels: how many.
+        weights: every connection's value, row by row.
+        offsets: where in the panel its line begins.
+        counts: connections of each row.
+        rows: which they are: set by set, in each by their number of connections.
+        sets: where each set begins, and the number of rows.
+    """
 
     channel: int
     channels: int
     weights: NDArray[np.float32]
     offsets: NDArray[np.uint16]
-    counts: NDArray[np.uint16]
-    rows: NDArray[np.uint16]
+    counts: NDArray[np.uint32]
+    rows: NDArray[np.uint32]
+    sets: NDArray[np.uint32]
 
 
 def block_channels(weight: NDArray[np.float32], geometry: Geometry) -> int:
     """Choose how many input channels a block has."""
     outputs, inputs = weight.shape[:2]
+    if geometry.tile == 1:
+        return int(inputs)
     each = geometry.channel_floats * 4
     per_channel = np.count_nonzero(weight) / (outputs * inputs)
     fitting = max(PANEL_BYTES // each, 1)
@@ -141,14 +165,14 @@ def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
     The first and the last block list every row, for its bias and for what follows.
 
     Raises:
-        GraphError: it has more outputs, or a larger kernel, than numbers of 16 bits can tell apart.
+        GraphError: its kernel is larger than offsets of 16 bits can tell apart.
     """
     outputs, inputs = weight.shape[:2]
     step = block_channels(weight, geometry)
-    _expect_small("outputs", outputs, LARGEST + 1)
-    _expect_small("bytes of a panel", step * geometry.channel_floats * 4, LARGEST * UNIT)
+    _expect_small("bytes of a panel", step * geometry.channel_floats * 4, (LARGEST + 1) * geometry.unit)
     places = geometry.places().reshape(-1)
     starts = range(0, inputs, step)
+    set_of = _deal(weight)
     for start in starts:
         part = weight[:, start : start + step]
         channels = part.shape[1]
@@ -157,7 +181,7 @@ def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
         row, column = np.nonzero(flat)
         counts = np.bincount(row, minlength=outputs)
         ends = start in {starts[0], starts[-1]}
-        order = np.argsort(-counts, kind="stable")
+        order = np.lexsort((-counts, set_of))
         order = order if ends else order[counts[order] > 0]
         rank = np.empty(outputs, np.int64)
         rank[order] = np.arange(len(order))
@@ -167,7 +191,19 @@ def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
             channel=start,
             channels=channels,
             weights=flat[row, column],
-            offsets=(lines[column] * 4 // UNIT).astype(np.uint16),
-            counts=counts[order].astype(np.uint16),
-            rows=order.astype(np.uint16),
+            offsets=(lines[column] * 4 // geometry.unit).astype(np.uint16),
+            counts=counts[order].astype(np.uint32),
+            rows=order.astype(np.uint32),
+            sets=np.searchsorted(set_of[order], np.arange(SETS + 1)).astype(np.uint32),
         )
+
+
+def _deal(weight: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Divide rows, in their order, into sets with about as many connections each: (out,).
+
+    Neighbours stay together: where lines that different threads write alternate, each processor fetches the
+    other's ahead of need, and takes them away from it.
+    """
+    counts = np.count_nonzero(weight.reshape(len(weight), -1), axis=1) + 1e-3
+    middle = np.cumsum(counts) - counts / 2
+    return np.asarray(middle * SETS / counts.sum(), np.int64)

@@ -13,6 +13,7 @@ import nt_models
 from nt_core import (
     DataError,
     EnsembleSpec,
+    Features,
     GraphBuilder,
     Image,
     Independent,
@@ -28,7 +29,7 @@ from nt_core.ops import OPS
 from nt_core.reference import forward
 from nt_core.testing import model_cases, op_cases, random_input, random_values
 from nt_core.testing.problem import problem
-from nt_cpu.code import program
+from nt_cpu.code import KINDS, MAGIC, VERSION, Program, program
 from nt_cpu.lowering import LOWERINGS
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
@@ -69,6 +70,12 @@ def test_kernels_are_installed():
     assert kernels() in {"avx512", "avx2", "portable"}
 
 
+def test_an_unknown_instruction_set_is_an_error(monkeypatch):
+    monkeypatch.setenv("NT_CPU_KERNELS", "avx1024")
+    with pytest.raises(NeuroTrailsError, match="expected avx512, avx2, portable, or unset, found 'avx1024'"):
+        nt_cpu.compile((small(), trained(small())[0]))
+
+
 def test_every_op_has_a_lowering():
     assert set(LOWERINGS) == set(OPS)
 
@@ -97,7 +104,7 @@ def test_without_its_kernels_it_says_so_and_numpy_computes(monkeypatch):
     spec = small()
     values, _ = trained(spec)
     monkeypatch.setattr("nt_cpu.engine.kernels", lambda: None)
-    with pytest.warns(UserWarning, match="not installed, NumPy computes instead, slowly; pip install"):
+    with pytest.warns(UserWarning, match=r"not installed: pip install .*; NumPy computes instead, slowly"):
         engine = nt_cpu.compile((spec, values), batch=2)
     assert engine.kernels is None
     x = random_input(spec.graph, 3, 0).astype(np.float32)
@@ -235,6 +242,7 @@ def test_an_altered_program_is_refused_or_harmless(data):
     sound.code[where] = data.draw(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 70000))
     try:
         altered = NativeProgram(sound, 1)
+        altered.expect_shapes(3 * 8 * 8, 3, 5)
     except NeuroTrailsError:
         return
     if altered._library.nt_memory(altered._engine, 1) < 2**28:
@@ -242,6 +250,45 @@ def test_an_altered_program_is_refused_or_harmless(data):
         altered.run(np.zeros((2, 3, 8, 8), np.float32), out)
     other.run(x, after)
     np.testing.assert_array_equal(before, after)
+
+
+@given(st.data())
+def test_altered_numbers_are_refused_or_harmless(data):
+    spec = small(size=8)
+    values, _ = trained(spec)
+    sound = program(network(spec.layout, values), data.draw(st.integers(1, 2)))
+    x = random_input(spec.graph, 2, 0).astype(np.float32)
+    other = NativeProgram(replace(sound), 1)
+    before, after = np.zeros((2, 3, 2, 5), np.float32)
+    other.run(x, before)
+    blob = sound.blob.copy()
+    for _ in range(data.draw(st.integers(1, 20))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    sound.blob = blob
+    try:
+        altered = NativeProgram(sound, 1)
+    except NeuroTrailsError:
+        return
+    altered.run(x, np.empty((3, 2, 5), np.float32))
+    other.run(x, after)
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("places", "sound"), [([0, 4], True), ([0, 0], True), ([0, 4, 0, 4], False)])
+def test_numbers_are_referred_to_once(places, sound):
+    """Else a small file could stand for a large one, and take as long to check: here scales and shifts."""
+    head = [MAGIC, VERSION, 1, 16, 1, 1, 1, 0, 1, 1, 1, 2 + len(places) // 2]
+    ops = [[KINDS.index("affine"), 0, 0, *pair, 0] for pair in zip(places[::2], places[1::2], strict=True)]
+    words = [head, [KINDS.index("input"), 0, 0], *ops, [KINDS.index("output"), 0, 0, 0]]
+    code = np.array([word for each in words for word in each], np.int64)
+    small = Program(code, np.array([2, 3], np.float32).view(np.uint8))
+    if sound:
+        found = np.empty((1, 1, 1), np.float32)
+        NativeProgram(small, 1).run(np.ones((1, 1), np.float32), found)
+        assert found.item() == (5 if places == [0, 4] else 4)
+        return
+    with pytest.raises(NeuroTrailsError, match="referred to more than once"):
+        NativeProgram(small, 1)
 
 
 @given(st.integers(0, 400))
@@ -266,6 +313,31 @@ def test_bad_input_is_refused():
     assert engine.heads(np.zeros((0, 3, 32, 32), np.float32)).shape == (3, 0, 5)
 
 
+@pytest.mark.parametrize("inputs", [5, (3, 8, 8)])
+def test_inputs_may_lie_in_memory_anyhow(inputs):
+    graph = (
+        nt_models.mlp(inputs=inputs, hidden=(), classes=4)
+        if isinstance(inputs, int)
+        else nt_models.wide_resnet(depth=10, width=1, classes=4, size=8)
+    )
+    spec = EnsembleSpec(graph=graph)
+    engine = nt_cpu.compile((spec, trained(spec)[0]), batch=2)
+    x = random_input(graph, 6, 0).astype(np.float32)
+    truth = engine.heads(x)
+    raw = np.empty(x.nbytes + 1, np.uint8)
+    raw[1:] = np.frombuffer(x.tobytes(), np.uint8)
+    misaligned = raw[1:].view(np.float32).reshape(x.shape)
+    assert not misaligned.flags.aligned
+    for laid in (
+        misaligned,
+        np.asfortranarray(x),
+        x.astype(">f4"),
+        x.tolist(),
+        np.repeat(x, 2, axis=0)[::2],
+    ):
+        np.testing.assert_array_equal(engine.heads(laid), truth)
+
+
 def test_what_is_fitted_is_served(tmp_path):
     spec = small()
     values, masks = trained(spec)
@@ -279,18 +351,49 @@ def test_what_is_fitted_is_served(tmp_path):
     assert np.abs(engine(x) - plain(x)).max() > 1e-3
 
 
-@pytest.mark.parametrize("outputs", [65_536, 65_537])
-def test_more_outputs_than_the_streams_can_name_are_left_to_numpy(outputs):
-    spec = EnsembleSpec(graph=nt_models.mlp(inputs=2, hidden=(), classes=outputs))
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shape", [(65_537, 2), (2, 65_537), (65_536, 1)])
+def test_more_features_than_16_bits_count(shape, batch):
+    spec = EnsembleSpec(graph=nt_models.mlp(inputs=shape[0], hidden=(), classes=shape[1]))
     values = {name: value.astype(np.float32) for name, value in random_values(spec.layout, 0).items()}
-    x = random_input(spec.graph, 2, 0).astype(np.float32)
-    if outputs == 65_536:
-        engine = nt_cpu.compile((spec, values))
-    else:
-        with pytest.warns(UserWarning, match=r"at most 65536 outputs of a product, found 65537; NumPy"):
-            engine = nt_cpu.compile((spec, values))
-    assert (engine.kernels is None) == (outputs > 65_536)
+    x = random_input(spec.graph, batch, 0).astype(np.float32)
+    engine = nt_cpu.compile((spec, values), batch=batch)
+    assert engine.kernels
     expect_close(engine.heads(x), exact(spec, values, x))
+
+
+@given(
+    inputs=st.integers(1, 200),
+    hidden=st.integers(1, 200),
+    density=st.floats(0, 1),
+    norm=st.booleans(),
+    skip=st.booleans(),
+    examples=st.integers(1, 3),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_one_example_at_a_time(inputs, hidden, density, norm, skip, examples, threads, seed):
+    net = GraphBuilder(Features(count=inputs))
+    with net.stem() as b:
+        b.out = b.linear(b.inp, hidden)
+    with net.block("middle") as b:
+        x = b.relu(b.norm(b.inp) if norm else b.inp)
+        x = b.linear(x, hidden)
+        b.out = b.relu(b.add(x, b.inp) if skip else x)
+    with net.classifier() as b:
+        b.out = b.linear(b.inp, 3)
+    spec = EnsembleSpec(graph=net.build(), structure=MultiHead(split=0, heads=2))
+    rng = np.random.default_rng(seed)
+    values = {
+        name: np.where(rng.random(value.shape) < density, value, 0) if value.ndim == 2 else value
+        for name, value in random_values(spec.layout, seed % 1000).items()
+    }
+    values = {name: value.astype(np.float32) for name, value in values.items()}
+    x = random_input(spec.graph, examples, seed % 1000).astype(np.float32)
+    engine = nt_cpu.compile((spec, values), batch=1, threads=threads)
+    found = engine.heads(x)
+    expect_close(found, exact(spec, values, x))
+    np.testing.assert_array_equal(nt_cpu.compile((spec, values), batch=1).heads(x), found)
 
 
 def test_a_kernel_larger_than_a_panel_is_left_to_numpy():

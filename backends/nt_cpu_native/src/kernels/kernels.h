@@ -1,4 +1,4 @@
-/* What is compiled once for each instruction set; engine.c chooses a table of it at run time. */
+/* What is compiled once for each instruction set; choose.c takes a table of it at run time. */
 #ifndef NT_KERNELS_H
 #define NT_KERNELS_H
 
@@ -17,8 +17,8 @@ enum {
 typedef struct {
     const float *weights;     /* every connection's value, row by row */
     const uint16_t *offsets;  /* where in the panel its line begins, in units of NT_UNIT bytes */
-    const uint16_t *counts;   /* connections of each row */
-    const uint16_t *rows;     /* which row of the output each is */
+    const uint32_t *counts;   /* connections of each row */
+    const uint32_t *rows;     /* which row of the output each is */
     int64_t count;            /* how many rows */
     const char *panel;
     float *out;
@@ -42,8 +42,13 @@ typedef struct {
     const float *scale, *shift; /* by channel, before everything; NULL: none */
     int relu;
     int64_t channel, channels; /* the block's first input channel, and how many */
-    int64_t begin, count;      /* the tile's first output position, and how many */
+    int64_t begin, count;      /* the tile's first output position in the example, and how many */
+    int64_t tail;              /* zeros after them, up to a whole line */
     float *panel, *scratch;
+    /* Several small images at once; table: NULL, or for each float of a panel's channel which of theirs it is,
+       one behind the last of them for a zero. */
+    const int32_t *table;
+    int64_t images, image_step; /* how many there are; floats between them */
 } nt_panel;
 
 enum { NT_GELU, NT_SILU, NT_TANH, NT_SIGMOID, NT_FUNCTIONS };
@@ -63,17 +68,19 @@ typedef struct {
     float *out;
     int64_t pitch, size, length, causal;
     const float *cosine, *sine; /* (size / 2, length); NULL: no rotary positions */
-    float *scratch;             /* nt_attention_floats */
+    float *scratch;             /* nt_attention_floats, aligned to a line */
 } nt_attention;
 
 static inline int64_t nt_attention_floats(int64_t size, int64_t length)
 {
-    return (2 * size + 1) * ((length + NT_LINE - 1) / NT_LINE * NT_LINE);
+    return (2 * size + NT_LINE) * ((length + NT_LINE - 1) / NT_LINE * NT_LINE);
 }
 
 typedef struct {
     const char *name;
     void (*rows)(const nt_rows *);
+    /* As rows, of one position: the panel is one float for each input, and offsets count floats. */
+    void (*dots)(const nt_rows *);
     void (*panel)(const nt_geometry *, const nt_panel *);
     /* out = act(scale * in + shift) on count floats */
     void (*affine)(float *out, const float *in, float scale, float shift, int relu, int64_t count);
@@ -82,7 +89,11 @@ typedef struct {
     void (*function)(int which, float *out, const float *in, int64_t count);
     void (*norm)(const nt_norm *);
     void (*attend)(const nt_attention *);
+    /* So many rounds of NT_PEAK_FLOPS floating-point operations, all from registers. */
+    void (*multiply_adds)(int64_t rounds, float *out);
 } nt_kernels;
+
+enum { NT_PEAK_FLOPS = 2 * 12 * NT_LINE }; /* of one round: 12 accumulators, one line each */
 
 /* Floats of a plane: the lines of one kernel element, or of one kernel column where planes are shared. */
 static inline int64_t nt_plane_floats(const nt_geometry *g)
@@ -100,6 +111,19 @@ static inline int64_t nt_channel_floats(const nt_geometry *g)
 static inline int64_t nt_phase_floats(const nt_geometry *g)
 {
     return g->out_w + (g->kernel_w - 1) / g->stride_w;
+}
+
+/* Whether a product's panels need no more than its rows as they are, shifted to the left and to the right. */
+static inline int nt_is_plain(const nt_geometry *g)
+{
+    return g->kernel_w == 3 && g->pad_w == 1 && g->in_w == g->out_w && g->stride_w == 1 && g->stride_h == 1 &&
+           g->out_w % 8 == 0;
+}
+
+/* Images of which a tile has output positions. */
+static inline int64_t nt_images(const nt_geometry *g)
+{
+    return (g->tile + g->out_h * g->out_w - 1) / (g->out_h * g->out_w);
 }
 
 /* Floats of scratch memory that a panel's rows take, channel by channel. */

@@ -18,6 +18,9 @@ NT_API nt_engine *nt_open(const int64_t *code, int64_t words, const uint8_t *blo
                           int64_t error_bytes);
 NT_API void nt_close(nt_engine *engine);
 
+/* What a run reads and writes: numbers of an example, members, numbers of a member. */
+NT_API void nt_sizes(const nt_engine *engine, int64_t *sizes);
+
 /* Bytes of working memory that nt_run needs with so many threads; it must be aligned to 64 bytes. */
 NT_API int64_t nt_memory(const nt_engine *engine, int64_t threads);
 
@@ -28,5 +31,8 @@ NT_API int nt_run(const nt_engine *engine, const float *input, float *output, in
 
 /* "avx512", "avx2" or "portable": what this machine runs; NT_CPU_KERNELS in the environment can lower it. */
 NT_API const char *nt_kernels_name(void);
+
+/* Multiply and add in registers on each thread, rounds times; returns the floating-point operations done. */
+NT_API int64_t nt_multiply_adds(int64_t rounds, int64_t threads);
 
 #endif
