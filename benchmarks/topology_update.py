@@ -4,6 +4,8 @@ An update (RigL's and NeuroTrails') prunes the smallest |w| of the active positi
 of the inactive ones, 50 % of the active each: the most a schedule asks for, at the start of training. It
 checks that all is finite. *Reading once* is ``weights.max()``, ``gradients.max()`` and
 ``np.count_nonzero(mask)``: each array passes through the processor one time.
+With ``--device cuda`` the update is measured there, too, as PyTorch's backend makes it on a GPU, beside
+reading the layer once there; ``--device cpu`` runs the same code on the processor.
 Run as ``python benchmarks/topology_update.py --quick``.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,31 @@ def by_torch(work: Work) -> tuple[NDArray[Any], NDArray[Any]]:
     return prune, grow
 
 
-def measure(size: int, repeats: int) -> dict[str, Any]:
+def on_device(work: Work, device: str) -> dict[str, Callable[[], object]]:
+    """Return the update, and reading the layer once, on a device; each waits until it is done."""
+    from nt_torch.arrays import TorchArrays
+
+    where = torch.device(device)
+    names = ("weights", "gradients", "active")
+    layer = replace(work.layer, **{n: torch.from_numpy(getattr(work.layer, n)).to(where) for n in names})
+    moment = Moment(1, Random(0), TorchArrays(where))
+
+    def wait() -> None:
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+
+    def read() -> None:
+        layer.weights.max(), layer.gradients.max(), layer.active.count_nonzero()
+        wait()
+
+    def change() -> None:
+        update(TOPOLOGY, [layer], moment, total_steps=10**9, targets={})
+        wait()
+
+    return {f"read once on {device}": read, f"update on {device}": change}
+
+
+def measure(size: int, repeats: int, device: str | None) -> dict[str, Any]:
     """Time all contenders on one layer; peak memory of the library's way beside it."""
     work = make_work(size)
     ways: dict[str, Callable[[Work], object]] = {"read once": read_once, "update": by_update}
@@ -108,7 +134,9 @@ def measure(size: int, repeats: int) -> dict[str, Any]:
         ways |= {"argpartition": by_argpartition, "argsort": by_argsort}
     if torch is not None:
         ways["torch.topk"] = by_torch
-    medians = interleaved_medians({name: partial(way, work) for name, way in ways.items()}, repeats=repeats)
+    contenders: dict[str, Callable[[], object]] = {name: partial(way, work) for name, way in ways.items()}
+    contenders |= {} if device is None else on_device(work, device)
+    medians = interleaved_medians(contenders, repeats=repeats)
     peak = peak_bytes(lambda: by_update(work))
     return {"size": size, "k": work.k, "seconds": medians, "peak_share_of_layer": peak / work.nbytes}
 
@@ -119,7 +147,8 @@ def as_rows(results: list[dict[str, Any]]) -> list[list[str]]:
     for result in results:
         for name, spent in result["seconds"].items():
             memory = f"{result['peak_share_of_layer']:.1%}" if name == "update" else ""
-            ratio = spent / result["seconds"]["read once"]
+            device = name.partition(" on ")[2]
+            ratio = spent / result["seconds"][f"read once on {device}" if device else "read once"]
             rows.append([f"{result['size']:,}", name, f"{spent * 1e3:.2f}", f"{ratio:.1f}", memory])
     return rows
 
@@ -128,12 +157,13 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="leave out the layer of 10^8 weights")
+    parser.add_argument("--device", help="measure on it, too: cuda, cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     arguments = parser.parse_args()
     about = machine("numpy", "torch")
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     sizes = (10**6, 10**7) if arguments.quick else (10**6, 10**7, 10**8)
-    results = [measure(size, repeats=11) for size in sizes]
+    results = [measure(size, 11, arguments.device) for size in sizes]
     print_table(["weights", "way", "median ms", "× read once", "extra memory / layer"], as_rows(results))
     if arguments.json:
         write_json(arguments.json, "topology_update", about, results)

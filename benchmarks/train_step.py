@@ -1,228 +1,235 @@
 """What a training step of the masked model costs, against the same dense network written by hand.
 
-Both are the multi-head network of NeuroTrails (M = 3); *dense by hand* is plain PyTorch, as somebody would
+Both are the multi-head network of NeuroTrails (M = 3). *Dense by hand* is plain PyTorch, as somebody would
 write it without this library, with the same optimiser. *Masked* is compiled from a spec (S = 0.8) and trained
-with ``nt_torch.Topology``; its update steps are measured apart and amortised at ΔT = 100. Steps alternate in
-one process. Run as ``python benchmarks/train_step.py --quick``.
+with ``nt_torch.Topology``: heads in a loop or batched, blocks computed again in the backward pass, under
+``torch.compile``, in bfloat16. Every variant takes a step in turn in one process; a ratio is the median, over
+the rounds, of a variant's time over that of *dense by hand* in the same round. Update steps are measured
+apart and amortised at ΔT = 100. The time of an update by itself: ``benchmarks/topology_update.py``.
+Run as ``python benchmarks/train_step.py --quick``, or with ``--device cuda``.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from _by_hand import HEADS, Perceptron, WideResNet
 from _common import machine, print_table, write_json
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu
+from _variants import DENSE, MASKED, OPTIMIZERS, VARIANTS, Trainee, Variant, make
+from torch import nn
 
 import nt_models
-import nt_torch
 from nt_core import BlockGraph, Dynamic, EnsembleSpec, MultiHead
 
 INTERVAL = 100
-HEADS = 3
+WARM_UP = 2
+
+Clock = Callable[[], float]
 
 
-class Residual(nn.Module):
-    """A pre-activation block of a Wide-ResNet."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One network, by hand and as a graph, and its batch."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(channels_in), nn.BatchNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        same = channels_in == channels and stride == 1
-        self.shortcut = None if same else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+    name: str
+    by_hand: Callable[[], nn.Module]
+    graph: BlockGraph
+    split: int
+    shape: tuple[int, ...]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W')."""
-        h = relu(self.norm1(x))
-        skip = x if self.shortcut is None else self.shortcut(h)
-        return self.conv2(relu(self.norm2(self.conv1(h)))) + skip
-
-
-class WideResNet(nn.Module):
-    """A Wide-ResNet cut after ``split`` blocks, with ``HEADS`` heads."""
-
-    def __init__(self, depth: int, width: int, classes: int, split: int) -> None:
-        super().__init__()
-        plan = []
-        channels = 16
-        for stage in range(3):
-            for i in range((depth - 4) // 6):
-                plan.append((channels, 16 * width * 2**stage, 2 if stage and not i else 1))
-                channels = plan[-1][1]
-        stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.backbone = nn.Sequential(stem, *(Residual(*block) for block in plan[:split]))
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                *(Residual(*block) for block in plan[split:]),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-                nn.Linear(channels, classes),
-            )
-            for _ in range(HEADS)
+    @property
+    def spec(self) -> EnsembleSpec:
+        """The same as a masked ensemble."""
+        return EnsembleSpec(
+            graph=self.graph,
+            structure=MultiHead(split=self.split, heads=HEADS),
+            topology=Dynamic(sparsity=0.8, interval=INTERVAL),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) → (M, B, classes)."""
-        shared = self.backbone(x)
-        return torch.stack([head(shared) for head in self.heads])
+
+def wide(depth: int, width: int, split: int, batch: int) -> Case:
+    """Make a Wide-ResNet on images of 32 × 32 pixels."""
+    return Case(
+        name=f"WRN-{depth}-{width}, batch {batch}",
+        by_hand=lambda: WideResNet(depth, width, 10, split),
+        graph=nt_models.wide_resnet(depth=depth, width=width, classes=10),
+        split=split,
+        shape=(batch, 3, 32, 32),
+    )
 
 
-class Perceptron(nn.Module):
-    """A multi-layer perceptron with ``HEADS`` heads from the second layer on: little work for each weight."""
-
-    def __init__(self, size: int, classes: int) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(size, size), nn.ReLU())
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, classes)) for _ in range(HEADS)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, size) → (M, B, classes)."""
-        shared = self.backbone(x)
-        return torch.stack([head(shared) for head in self.heads])
+def perceptron(size: int, batch: int) -> Case:
+    """Make a perceptron: little work for each weight."""
+    return Case(
+        name=f"MLP {size}, batch {batch}",
+        by_hand=lambda: Perceptron(size, 10),
+        graph=nt_models.mlp(inputs=size, hidden=(size, size), classes=10),
+        split=1,
+        shape=(batch, size),
+    )
 
 
-Optimizer = Callable[[Any], torch.optim.Optimizer]
-OPTIMIZERS: dict[str, Optimizer] = {
-    "SGD momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=5e-4),
-    "Adam, fused": lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),
-    # Its square root takes longer for exact zeros on CPUs where PyTorch takes it from MKL.
-    "Adam, plain": lambda p: torch.optim.Adam(p, lr=1e-3),
-}
+SMALL = (wide(10, 2, 1, 64), perceptron(1024, 128))
+LARGE = (wide(16, 4, 2, 64), wide(28, 10, 4, 16), perceptron(4096, 128))
 
 
 def measure(
-    by_hand: nn.Module, graph: BlockGraph, split: int, x: Tensor, make: Optimizer, rounds: int
-) -> dict[str, float]:
-    """Time both, a step each in turn."""
-    spec = EnsembleSpec(
-        graph=graph,
-        structure=MultiHead(split=split, heads=HEADS),
-        topology=Dynamic(sparsity=0.8, interval=INTERVAL),
-    )
-    masked = nt_torch.compile(spec)
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-        by_hand, masked = (m.to(memory_format=torch.channels_last) for m in (by_hand, masked))
+    case: Case,
+    variants: tuple[Variant, ...],
+    optimizer: str,
+    rounds: int,
+    device: torch.device,
+    clock: Clock,
+) -> list[dict[str, Any]]:
+    """Time variants, a step each in turn."""
     # A new batch each step: a network that has learnt its batch computes with denormal numbers, slowly.
-    batches = [(torch.randn_like(x), torch.randint(graph.output_shape[0], (len(x),))) for _ in range(16)]
-    dense_batches, masked_batches = itertools.cycle(batches), itertools.cycle(batches)
-    dense_optimizer, optimizer = make(by_hand.parameters()), make(masked.parameters())
-    topology = nt_torch.Topology(masked, optimizer, total_steps=10**6)
+    batches = []
+    for _ in range(16):
+        x = torch.randn(case.shape, device=device)
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        batches.append((x, torch.randint(10, case.shape[:1], device=device)))
+    trainees = {
+        each.name: make(each, case.spec, case.by_hand, batches, OPTIMIZERS[optimizer]) for each in variants
+    }
+    plain, updates = _alternate(trainees, rounds, device, clock)
+    dense = plain[DENSE.name]
+    found = []
+    for variant in variants:
+        ratio = _ratio(plain[variant.name], dense)
+        record = {
+            "network": case.name,
+            "optimizer": optimizer,
+            "variant": variant.name,
+            "seconds": statistics.median(plain[variant.name]),
+            "ratio": ratio,
+            "peak_bytes": peak_bytes(trainees[variant.name].run, device),
+        }
+        if updates.get(variant.name):
+            extra = statistics.median(updates[variant.name]) / statistics.median(dense)
+            record["update_step_seconds"] = statistics.median(updates[variant.name])
+            record["ratio_amortised"] = ((INTERVAL - 1) * ratio + extra) / INTERVAL
+        found.append(record)
+    return found
 
-    def dense_step() -> None:
-        x, y = next(dense_batches)
-        dense_optimizer.zero_grad()
-        logits = by_hand(x)
-        cross_entropy(logits.flatten(0, 1), y.repeat(HEADS)).backward()
-        dense_optimizer.step()
 
-    def masked_step() -> None:
-        x, y = next(masked_batches)
-        optimizer.zero_grad()
-        nt_torch.ensemble_loss(masked(x), y).backward()
-        optimizer.step()
-        topology.step()
-
-    return _alternate(dense_step, masked_step, topology, rounds)
+def _ratio(times: list[float], dense: list[float]) -> float:
+    return statistics.median(own / other for own, other in zip(times, dense, strict=True))
 
 
 def _alternate(
-    dense_step: Callable[[], None], masked_step: Callable[[], None], topology: nt_torch.Topology, rounds: int
-) -> dict[str, float]:
-    dense_times, masked_times, update_times, ratios = [], [], [], []
-    for number in range(rounds + 2):
-        updates = number % 8 == 7
-        topology.steps = INTERVAL - 1 if updates else 1
-        spent = []
-        for step in (dense_step, masked_step) if number % 2 else (masked_step, dense_step):
-            start = time.perf_counter()
-            step()
-            spent.append(time.perf_counter() - start)
-        dense, masked = spent if number % 2 else spent[::-1]
-        if number < 2:
-            continue
-        dense_times.append(dense)
-        (update_times if updates else masked_times).append(masked)
-        if not updates:
-            ratios.append(masked / dense)
-    plain, extra = statistics.median(ratios), statistics.median(update_times) / statistics.median(dense_times)
-    return {
-        "dense_seconds": statistics.median(dense_times),
-        "masked_seconds": statistics.median(masked_times),
-        "update_step_seconds": statistics.median(update_times),
-        "ratio": plain,
-        "ratio_amortised": ((INTERVAL - 1) * plain + extra) / INTERVAL,
+    trainees: Mapping[str, Trainee], rounds: int, device: torch.device, clock: Clock
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the times of steps without an update, and of those with one."""
+    plain: dict[str, list[float]] = {name: [] for name in trainees}
+    updates: dict[str, list[float]] = {
+        name: [] for name, trainee in trainees.items() if trainee.topology is not None
     }
+    order = [*trainees.items()]
+    for number in range(rounds + WARM_UP):
+        due = number % 8 == 7
+        order = [*order[1:], order[0]]
+        for name, trainee in order:
+            if trainee.topology is not None:
+                trainee.topology.steps = INTERVAL - 1 if due else 1
+            seconds = _seconds(trainee.run, device, clock)
+            if number >= WARM_UP and not due:
+                plain[name].append(seconds)
+            elif number >= WARM_UP and name in updates:
+                updates[name].append(seconds)
+    return plain, updates
 
 
-def cases(quick: bool) -> list[tuple[str, Callable[[], tuple[nn.Module, BlockGraph, int, Tensor]]]]:
-    """List what is measured: a name, and what makes the network by hand, its graph, its split, a batch."""
+def _seconds(run: Callable[[], None], device: torch.device, clock: Clock) -> float:
+    _wait(device)
+    began = clock()
+    run()
+    _wait(device)
+    return clock() - began
 
-    def wide(depth: int, width: int, split: int, batch: int) -> tuple[nn.Module, BlockGraph, int, Tensor]:
-        graph = nt_models.wide_resnet(depth=depth, width=width, classes=10)
-        return WideResNet(depth, width, 10, split), graph, split, torch.randn(batch, 3, 32, 32)
 
-    def perceptron(size: int, batch: int) -> tuple[nn.Module, BlockGraph, int, Tensor]:
-        graph = nt_models.mlp(inputs=size, hidden=(size, size), classes=10)
-        return Perceptron(size, 10), graph, 1, torch.randn(batch, size)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
-    small: list[tuple[str, Callable[[], tuple[nn.Module, BlockGraph, int, Tensor]]]] = [
-        ("WRN-10-2, batch 64", lambda: wide(10, 2, 1, 64)),
-        ("MLP 1024, batch 128", lambda: perceptron(1024, 128)),
+
+def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
+    """Return how many bytes more are held at the height of a step than before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        run()  # of what was allocated before it began, the profiler does not know the size
+        with torch.profiler.record_function("measured step"):
+            run()
+    events = sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns())  # type: ignore[union-attr]
+    began = next(event.start_ns() for event in events if event.name() == "measured step")
+    held = peak = 0
+    for event in events:
+        if event.name() == "[memory]" and event.start_ns() > began:
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def as_row(record: Mapping[str, Any]) -> list[str]:
+    """Format a record for people."""
+    update = record.get("update_step_seconds")
+    return [
+        record["variant"],
+        f"{record['seconds'] * 1e3:.1f}",
+        f"{record['ratio']:.3f}",
+        "" if update is None else f"{update * 1e3:.1f}",
+        "" if update is None else f"{record['ratio_amortised']:.3f}",
+        f"{record['peak_bytes'] / 2**20:.0f}",
     ]
-    large: list[tuple[str, Callable[[], tuple[nn.Module, BlockGraph, int, Tensor]]]] = [
-        ("WRN-16-4, batch 64", lambda: wide(16, 4, 2, 64)),
-        ("WRN-28-10, batch 16", lambda: wide(28, 10, 4, 16)),
-        ("MLP 4096, batch 128", lambda: perceptron(4096, 128)),
-    ]
-    return small if quick else [*small, *large]
+
+
+HEADINGS = ("variant", "step ms", "ratio", "with update ms", f"ratio, ΔT = {INTERVAL}", "peak MiB")
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="only the two small networks")
-    parser.add_argument("--rounds", type=int, default=40, help="pairs of steps for each case")
+    parser.add_argument("--rounds", type=int, default=40, help="steps of each variant")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count the processor's seconds, of all threads, and not the clock's: where others compute too",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    about = machine("torch", "numpy") | {"threads": arguments.threads}
+    device = torch.device(arguments.device)
+    about = machine("torch", "numpy") | {"threads": arguments.threads, "device": str(device)}
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    about["clock"] = clock.__name__
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     results = []
-    for name, build in cases(arguments.quick):
-        for optimizer, make in OPTIMIZERS.items():
-            figures = measure(*build(), make, arguments.rounds)
-            results.append({"network": name, "optimizer": optimizer, **figures})
-    print_table(
-        ["network", "optimizer", "dense ms", "masked ms", "with update ms", "ratio", "ratio, ΔT = 100"],
-        [
-            [
-                str(r["network"]),
-                str(r["optimizer"]),
-                *(
-                    f"{r[key] * 1e3:.1f}"
-                    for key in ("dense_seconds", "masked_seconds", "update_step_seconds")
-                ),
-                *(f"{r[key]:.3f}" for key in ("ratio", "ratio_amortised")),
-            ]
-            for r in results
-        ],
-    )
+    for case in SMALL if arguments.quick else (*SMALL, *LARGE):
+        for optimizer in OPTIMIZERS:
+            variants = VARIANTS if optimizer == "SGD momentum" else (DENSE, MASKED)
+            torch.compiler.reset()
+            found = measure(case, variants, optimizer, arguments.rounds, device, clock)
+            print(f"\n{case.name}, {optimizer}")
+            print_table(HEADINGS, [as_row(record) for record in found])
+            results += found
     if arguments.json:
         write_json(arguments.json, "train_step", about, results)
 

@@ -9,6 +9,7 @@ from nt_core.errors import (
     DataError,
     GraphError,
     NeuroTrailsError,
+    NotFiniteError,
     SpecError,
     TopologyError,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "MultiHead",
     "NeuroTrailsError",
     "Node",
+    "NotFiniteError",
     "OneRun",
     "PruneAtInit",
     "Random",

@@ -13,7 +13,18 @@ from pydantic import ValidationError, validate_call
 
 from nt_core import ops
 from nt_core.errors import GraphError, SpecError, nearest
-from nt_core.graph import INPUT, Block, BlockGraph, BlockKind, Features, Image, Node, Tokens, infer_shape
+from nt_core.graph import (
+    INPUT,
+    Block,
+    BlockGraph,
+    BlockKind,
+    Features,
+    Image,
+    Node,
+    Tokens,
+    expect_ops,
+    infer_shape,
+)
 from nt_core.values import Shape, explain
 from nt_core.weights import Init
 
@@ -242,6 +253,7 @@ class GraphBuilder:
     def __init__(self, input: Image | Features | Tokens) -> None:  # noqa: A002
         self._input = input
         self._blocks: list[Block] = []
+        self._count = 0
         self.last = Tensor(INPUT, input.shape)
 
     @contextmanager
@@ -250,6 +262,8 @@ class GraphBuilder:
         writer = BlockWriter(name, self.last)
         yield writer
         self._blocks.append(writer.finish(kind))
+        self._count += len(self._blocks[-1].nodes)
+        expect_ops(self._count, "graph")
         assert writer.out is not None
         self.last = writer.out
 

@@ -22,16 +22,21 @@ from safetensors.numpy import load_file, save
 import nt_core
 from nt_core.aggregation import Fitted
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.files import read_json, write_atomically
+from nt_core.files import expect_file, read_json, write_atomically
 from nt_core.mask import Mask
+from nt_core.memory import expect_memory
 from nt_core.metrics import Aggregation
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import PlacedWeight
-from nt_core.values import Shape
+from nt_core.tensor_files import expect_dtypes
+from nt_core.values import Shape, shown
 
 FORMAT: Final = 1
 CONFIG: Final = "config.json"
 TENSORS: Final = "model.safetensors"
+KEYS: Final = {"spec": dict, "masked": list, "tensors_sha256": str, "record": dict}
+"""What a configuration holds besides its format and its own checksum."""
+
 Values = Mapping[str, NDArray[Any]]
 
 
@@ -61,9 +66,16 @@ def aggregation_of(spec: EnsembleSpec, record: Mapping[str, Any]) -> Aggregation
 
     Returns:
         What was fitted; else the mean that the spec names.
+
+    Raises:
+        CheckpointError: what is recorded is none.
     """
     found = record.get("fitted")
-    return spec.mean if found is None else Fitted(**found)
+    if found is None:
+        return spec.mean
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"record: fitted: expected weights and a temperature, found {shown(found)}")
+    return Fitted(**found)
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
@@ -123,8 +135,9 @@ def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None)
     config = read_config(folder)
     try:
         spec = EnsembleSpec.from_dict(config["spec"])
+        expect_memory(spec.layout, "the spec in it")
     except NeuroTrailsError as error:
-        raise CheckpointError(f"{folder / CONFIG}: the spec in it does not validate: {error}") from None
+        raise CheckpointError(f"{folder / CONFIG}: the spec in it cannot be loaded: {error}") from None
     if expected is not None:
         expect_same_weights(spec, expected, folder)
         if spec.topology != expected.topology:
@@ -162,9 +175,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     if config.pop("config_sha256", None) != _config_sha256(config):
         raise CheckpointError(f"{path}: altered after it was written; restore the file")
-    missing = {"spec", "masked", "tensors_sha256", "record"} - config.keys()
-    if missing:
-        raise CheckpointError(f"{path}: expected the keys {', '.join(sorted(missing))}; write it again")
+    wrong = [key for key, kind in KEYS.items() if not isinstance(config.get(key), kind)]
+    if wrong:
+        expected = ", ".join(f"{key} ({KEYS[key].__name__})" for key in wrong)
+        raise CheckpointError(f"{path}: expected the keys {expected}; write it again")
     return config
 
 
@@ -239,6 +253,7 @@ def _narrowest(largest: int) -> type[np.unsignedinteger[Any]]:
 
 def _read_tensors(path: Path, digest: str) -> dict[str, NDArray[Any]]:
     try:
+        expect_file(path)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
@@ -246,6 +261,7 @@ def _read_tensors(path: Path, digest: str) -> dict[str, NDArray[Any]]:
                 f"{path}: truncated or altered: its SHA-256 is {found[:12]}…, {CONFIG} says {digest[:12]}…; "
                 "restore the file or use an earlier checkpoint"
             )
+        expect_dtypes(path)
         return load_file(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
@@ -262,6 +278,7 @@ def _from_tensors(
         value = tensors.pop(name)
         if value.shape != shape:
             raise CheckpointError(f"{path}: {name!r}: expected shape {shape}, found {value.shape}")
+        _expect_floats(value, f"{path}: {name!r}")
         return value, None
     try:
         values, indices, indptr = (tensors.pop(f"{name}.{part}") for part in ("values", "indices", "indptr"))
@@ -271,11 +288,17 @@ def _from_tensors(
         mask = mask_of_csr(shape, indptr, indices)
         if values.shape != (mask.count,):
             raise CheckpointError(f"expected {mask.count} values, found shape {values.shape}")
+        _expect_floats(values, "values")
         flat = np.zeros(placed.weight.size, dtype=values.dtype)
         flat[mask.flat()] = values
     except NeuroTrailsError as error:
         raise CheckpointError(f"{path}: {name!r}: no CSR array of shape {shape}: {error}") from None
     return flat.reshape(shape), mask
+
+
+def _expect_floats(values: NDArray[Any], where: str) -> None:
+    if values.dtype.kind != "f":
+        raise CheckpointError(f"{where}: expected floats, found {values.dtype}")
 
 
 def mask_of_csr(shape: Shape, indptr: NDArray[Any], indices: NDArray[Any]) -> Mask:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+LONGEST_NAME: Final = 200
+MOST_NAMES: Final = 100
+"""What is compared with a mistyped name, and how much is listed."""
 
 
 class NeuroTrailsError(ValueError):
@@ -26,6 +31,10 @@ class AllocationError(NeuroTrailsError):
 
 class TopologyError(NeuroTrailsError):
     """A topology update that cannot be made, for instance from a gradient that is not finite."""
+
+
+class NotFiniteError(TopologyError):
+    """A loss, gradient or weight that is NaN or infinite; nothing was changed by it."""
 
 
 class SpecError(NeuroTrailsError):
@@ -64,6 +73,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
         >>> nearest("zzz", ["a", "b"])
         '; known: a, b'
     """
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+    names = [name for name in known if len(name) <= LONGEST_NAME]
+    # Comparing two texts takes as long as the product of their lengths.
+    close = difflib.get_close_matches(word, names, n=1) if len(word) <= LONGEST_NAME else []
+    more = ", …" if len(names) > MOST_NAMES else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names[:MOST_NAMES])}{more}"

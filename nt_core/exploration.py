@@ -20,6 +20,16 @@ def pack(active: NDArray[Any]) -> Bits:
     return np.packbits(active, axis=None)
 
 
+def unpack(bits: Bits, size: int) -> NDArray[np.bool_]:
+    """Return the flat mask of ``size`` positions that :func:`pack` packed.
+
+    Example:
+        >>> unpack(pack(np.array([True, False, True])), 3).tolist()
+        [True, False, True]
+    """
+    return np.unpackbits(bits, count=size).view(np.bool_)
+
+
 def count_bits(bits: Bits) -> int:
     """Count the positions that are set.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import networkx as nx
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -18,6 +18,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from nt_core.errors import DataError, GraphError, nearest
 from nt_core.ops import AnyOp, Embedding, Op
 from nt_core.values import Count, Shape, Value, explain
+
+MOST_OPS: Final = 1 << 17
+"""How many ops a graph, and all members of an ensemble together, may have: 100 LLaMAs of 80 blocks."""
 
 INPUT = "input"
 """The reference by which nodes name the network's input."""
@@ -148,6 +151,7 @@ class BlockGraph:
     origin: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        expect_ops(sum(len(block.nodes) for block in self.blocks), "graph")
         _check_names(self.blocks)
         _check_kinds(self.blocks)
         _check_references(self.blocks)
@@ -230,6 +234,19 @@ class BlockGraph:
 
 GRAPH_FILE: TypeAdapter[BlockGraph] = TypeAdapter(BlockGraph)
 """How a graph is read from and written to JSON."""
+
+
+def expect_ops(count: int, where: str) -> None:
+    """Raise if there are more ops than can be laid out in a minute or so.
+
+    Raises:
+        GraphError: naming what has so many.
+    """
+    if count > MOST_OPS:
+        raise GraphError(
+            f"{where}: expected at most {MOST_OPS} ops, found {count} or more; lower the depth, or the "
+            "number of members"
+        )
 
 
 def infer_shape(op: Op, inputs: list[Shape], where: str) -> Shape:

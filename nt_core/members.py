@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from nt_core.structure import Independent
 from nt_core.training import Report, Trained
 
 Model = TypeVar("Model")
+COUNTS: Final = ("steps", "examples", "seconds", "skipped")
+"""What is recorded of each member's training, by its names in :class:`nt_core.training.Trained`."""
 Members: TypeAlias = MutableMapping[int, Checkpoint]
 """Finished members by their number, from 1: a dict, or something that writes them down."""
 
-Leave: TypeAlias = Callable[[Model], None]
-"""Is shown a model whenever it is a finished member that is about to become another."""
+Leave: TypeAlias = Callable[[Model, int], None]
+"""Is shown a model whenever it is a finished member that is about to become another, and its number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,14 @@ class Verbs(Generic[Model]):
         checkpoint: model → its portable checkpoint.
         restore: checkpoint → model.
         evaluate: model → metrics on the test set, if there is one.
+        kept: is told of a turn whose members are kept: nothing needs to go on from its states any longer.
     """
 
     train: Callable[[EnsembleSpec, Leave[Model], Report], Trained[Model]]
     checkpoint: Callable[[Model], Checkpoint]
     restore: Callable[[Checkpoint], Model]
     evaluate: Callable[[Model], Metrics | None]
+    kept: Callable[[EnsembleSpec], None]
 
 
 def train_members(
@@ -56,28 +60,38 @@ def train_members(
     """
 
     def keep(number: int, checkpoint: Checkpoint, **record: Any) -> None:
-        members[number] = member(checkpoint, number, spec.result, record)
+        found = member(checkpoint, number, spec.result, record)
+        # Told before it is kept: what is told of members that are not kept is taken back after a crash.
         report({"event": "member", "trained": (number,), "members": spec.result.members})
+        members[number] = found
 
     if isinstance(spec.plan, ExploreRefine):
-        members.clear()
-        trained = verbs.train(spec, lambda model: keep(len(members) + 1, verbs.checkpoint(model)), report)
-        keep(len(members) + 1, verbs.checkpoint(trained.model))
-        return _joined(spec, verbs, members, trained.steps, trained.examples, trained.seconds)
+        for number in [*members]:
+            if number > spec.plan.members:
+                del members[number]
+        trained = verbs.train(spec, lambda model, number: keep(number, verbs.checkpoint(model)), report)
+        keep(spec.plan.members, verbs.checkpoint(trained.model))
+        return _joined(spec, verbs, members, _counts(trained))
     if spec.turns == (spec,):
-        return verbs.train(spec, lambda _: None, report)
+        return verbs.train(spec, lambda *_: None, report)
     for turn in spec.turns:
         assert isinstance(turn.structure, Independent)
         numbers = turn.structure.numbers
         if all(number in members for number in numbers):
             continue
-        trained = verbs.train(turn, lambda _: None, _naming(numbers, report))
-        checkpoint, seconds = verbs.checkpoint(trained.model), trained.seconds / len(numbers)
+        trained = verbs.train(turn, lambda *_: None, _naming(numbers, report))
+        checkpoint, counts = verbs.checkpoint(trained.model), _counts(trained)
+        counts["seconds"] /= len(numbers)
         for number in numbers:
-            keep(number, checkpoint, steps=trained.steps, examples=trained.examples, seconds=seconds)
+            keep(number, checkpoint, **counts)
+        verbs.kept(turn)
     records = [members[number].record for number in _numbers(spec)]
-    seconds = sum(record["seconds"] for record in records)
-    return _joined(spec, verbs, members, records[0]["steps"], records[0]["examples"], seconds)
+    firsts = [members[_numbers(turn)[0]].record for turn in spec.turns]
+    totals = {
+        "seconds": sum(record["seconds"] for record in records),
+        "skipped": sum(record.get("skipped", 0) for record in firsts),
+    }
+    return _joined(spec, verbs, members, {**firsts[0], **totals})
 
 
 def member(
@@ -130,9 +144,12 @@ def _numbers(spec: EnsembleSpec) -> tuple[int, ...]:
     return spec.structure.numbers
 
 
+def _counts(trained: Trained[Any]) -> dict[str, Any]:
+    return {name: getattr(trained, name) for name in COUNTS}
+
+
 def _joined(
-    spec: EnsembleSpec, verbs: Verbs[Model], members: Members, steps: int, examples: int, seconds: float
+    spec: EnsembleSpec, verbs: Verbs[Model], members: Members, counts: Mapping[str, Any]
 ) -> Trained[Model]:
     model = verbs.restore(join(spec.result, members))
-    metrics = verbs.evaluate(model)
-    return Trained(model=model, steps=steps, examples=examples, seconds=seconds, metrics=metrics)
+    return Trained(model=model, metrics=verbs.evaluate(model), **{name: counts[name] for name in COUNTS})

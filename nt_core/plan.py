@@ -59,6 +59,10 @@ class Timeline(Value):
         pairs = zip(ends, self.phases, strict=True)
         return {end: phase.escape for end, phase in pairs if phase.escape is not None}
 
+    def member_after(self, step: int) -> int:
+        """Return the number, from 1, of the member that is left by the escape after ``step``."""
+        return sorted(self.escapes).index(step) + 1
+
     def factor(self, learning_rate: LearningRate, step: int) -> float:
         """Return the factor on the learning rate for the optimiser step ``step``, counted from 0.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-import yaml
 from pydantic import Field
 
 from nt_core.errors import NeuroTrailsError, SpecError, nearest
+from nt_core.files import read_text
 from nt_core.graph import BlockGraph
+from nt_core.parsing import ParseError, parse_json, parse_yaml, to_yaml
 from nt_core.plan import AnyPlan, OneRun
 from nt_core.presets import PRESETS
 from nt_core.spec import Aggregation, EnsembleSpec
@@ -22,6 +21,8 @@ from nt_core.training import Data, Training
 from nt_core.values import Value
 
 VERSION: Final = 1
+MOST_BYTES: Final = 1 << 20
+"""How large a spec file may be; one in which a LLaMA of 80 blocks stands op by op has 180,000 bytes."""
 Architectures = Mapping[str, Callable[..., BlockGraph]]
 CHOICES: Final = ("structure", "topology", "plan", "aggregation", "loss")
 
@@ -46,7 +47,7 @@ class RunSpec(Value):
 
     error_path: ClassVar[str] = ""
     version: Literal[1] = VERSION
-    name: str = Field(default="run", pattern=r"^[^/\\]*[^/\\.][^/\\]*$")
+    name: str = Field(default="run", pattern=r"^[^/\\\x00-\x1f]*[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")
     preset: str | None = None
     graph: dict[str, Any]
     structure: AnyStructure = Single()
@@ -73,7 +74,7 @@ class RunSpec(Value):
 
     def to_yaml(self) -> str:
         """Return the spec, spelled out, as a YAML file's text."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
+        return to_yaml(self.to_dict())
 
 
 def read_spec(source: str | Path, architectures: Architectures, overrides: Sequence[str] = ()) -> RunSpec:
@@ -215,62 +216,15 @@ def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+        text = read_text(path, MOST_BYTES)
+        data = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (ParseError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not {path.suffix[1:].upper()}: {error}") from None
     if not isinstance(data, dict):
         raise SpecError(f"{path}: expected keys and values, found {type(data).__name__}")
     return data
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 5e-4 as a number, as YAML 1.2 does; refuses doubled keys and aliases."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse what can make a small file endless."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write it out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a mapping whose keys stand once each."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice; leave one out", key.start_mark
-                )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that the loader would read as a number."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-def read_yaml(text: str) -> Any:
-    """Read YAML as spec files are read: ``5e-4`` is a number; no aliases, no doubled keys.
-
-    Raises:
-        ValueError, yaml.YAMLError, RecursionError: it is no YAML, or holds one of them.
-
-    Example:
-        >>> read_yaml("[0.8, 5e-4, erk]")
-        [0.8, 0.0005, 'erk']
-    """
-    return yaml.load(text, Loader=_Loader)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -278,8 +232,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not equals or not path:
         raise SpecError(f"--set {override}: expected key=value, topology.sparsity=0.9 say")
     try:
-        value: Any = read_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value: Any = parse_yaml(text)
+    except ParseError as error:
         raise SpecError(f"--set {override}: the value is not YAML: {error}") from None
     for key in reversed(path.split(".")):
         value = {key: value}

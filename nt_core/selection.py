@@ -24,6 +24,10 @@ Scores: TypeAlias = NDArray[Any] | Callable[[slice], NDArray[Any]]
 CHUNK: Final = 1 << 15
 """Positions scored at a time: a chunk's float32 scores and flags stay in a second-level cache."""
 
+DIGIT_BITS: Final = 12
+"""Bits of a score that one round settles where processes choose together: they add up histograms of 4,096
+counts, 32 KiB."""
+
 _DEVIATIONS: Final = 4.0  # how far below the sample's estimate the first pivot is put, in standard deviations
 _MIN_STRIDE: Final = 4  # a denser sample costs more than it saves
 _SAMPLE: Final = 1 << 13

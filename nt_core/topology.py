@@ -227,6 +227,23 @@ def expect_escapes(escapes: Mapping[int, float], topology: AnyTopology) -> Mappi
     return escapes
 
 
+def expect_shardable(topology: AnyTopology) -> None:
+    """Check that an update can be chosen by processes of which each holds a part of every weight.
+
+    Raises:
+        TopologyError: the topology reads more than each weight's elements.
+    """
+    whole = []
+    if isinstance(topology, Dynamic | GradualPruning):
+        whole = [each.kind for each in criteria(topology) if each.uses_mask]
+    scope = getattr(topology, "scope", "layer")
+    if whole or scope != "layer":
+        raise TopologyError(
+            f"topology: weights are sharded, but {whole[0] if whole else f'scope {scope}'} reads more than "
+            "one part; train with DistributedDataParallel, or choose scope layer and elementwise criteria"
+        )
+
+
 def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
     """Return the first step after ``step`` that an update follows; None if there is none.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from nt_core.errors import SpecError, TopologyError
+from nt_core.errors import SpecError
+from nt_core.finite import NonFinite
 from nt_core.metrics import Metrics
 from nt_core.random import Random
 from nt_core.structure import Structure
@@ -117,6 +118,8 @@ class Training(Value):
         accumulation: micro-batches into which a step's examples are cut.
         clip_norm: the largest norm of the active weights' gradient; None: no limit.
         precision: of forward and backward; weights and optimiser state stay float32.
+        non_finite: what to do if a step's loss or gradient is NaN or infinite: ``stop`` with an error that
+            names the first such weight, before anything changes; ``skip`` its batch, which is counted.
         deterministic: the same seed on the same machine gives the same run, bit for bit.
     """
 
@@ -126,6 +129,7 @@ class Training(Value):
     accumulation: Count = 1
     clip_norm: Positive | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    non_finite: NonFinite = "stop"
     deterministic: bool = True
 
     @model_validator(mode="after")
@@ -189,18 +193,66 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Return the number of examples."""
 
-    def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    def epoch(
+        self, number: int, batch_size: int, first: int = 0
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Yield (inputs (B, *shape), labels (B, …)); the last batch may be smaller.
 
         Training sets shuffle by (seed, number); test sets do not. A stream, which has no end, calls a part of
-        it an epoch: epoch 1 is its beginning, each other one goes on where the last ended.
+        it an epoch: epoch 1 is its beginning, each other one goes on where the last ended. ``first`` batches
+        are left out: a training that goes on has seen them.
         """
 
 
+class MemberBatch(NamedTuple):
+    """What members train on at once.
+
+    Attributes:
+        inputs: (rows, *shape).
+        labels: (rows, …).
+        examples: of the whole batch, whatever share of its rows this is.
+        part: the share of its rows that these are.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+    examples: int
+    part: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of every batch: consecutive rows.
+
+    Attributes:
+        index: of the process, from 0.
+        of: how many processes there are.
+    """
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the share of the last axis.
+
+        Example:
+            >>> [Share(index, 3).rows(np.arange(7)).tolist() for index in range(3)]
+            [[0, 1], [2, 3], [4, 5, 6]]
+        """
+        count = rows.shape[-1]
+        return rows[..., count * self.index // self.of : count * (self.index + 1) // self.of]
+
+
 def member_batches(
-    structure: Structure, data: Batches, number: int, batch_size: int, seed: int
-) -> Iterator[tuple[NDArray[Any], NDArray[np.int64], int]]:
-    """Yield an epoch's batches as a structure's members train on them, and how many examples each has.
+    structure: Structure,
+    data: Batches,
+    number: int,
+    batch_size: int,
+    seed: int,
+    first: int = 0,
+    share: Share = Share(),
+) -> Iterator[MemberBatch]:
+    """Yield an epoch's batches as a structure's members train on them.
 
     Args:
         structure: says which rows of a batch each member gets.
@@ -208,17 +260,20 @@ def member_batches(
         number: of the epoch, from 1.
         batch_size: examples at a time.
         seed: keys the choice of rows.
-
-    Yields:
-        (inputs (rows, *shape), labels (rows, …), examples).
+        first: batches to leave out at the beginning.
+        share: which of each batch's rows are wanted: of each member's, as many. Where there are none, one
+            that does not count stands in.
     """
-    for call, (inputs, labels) in enumerate(data.epoch(number, batch_size)):
+    for call, (inputs, labels) in enumerate(data.epoch(number, batch_size, first), start=first):
         stream = Random(seed).at(weight=f"epoch {number}", step=call, purpose="member rows")
         rows = structure.member_rows(len(labels), stream)
-        if rows is None:
-            yield inputs, labels, len(labels)
-        else:
-            yield inputs[rows], labels[rows], len(labels)
+        if rows is None and share.of == 1:
+            yield MemberBatch(inputs, labels, len(labels), 1.0)
+            continue
+        rows = (np.arange(len(labels)) if rows is None else rows).reshape(structure.row_groups, -1)
+        own = share.rows(rows)
+        chosen = (own if own.size else rows[:, :1]).reshape(-1)
+        yield MemberBatch(inputs[chosen], labels[chosen], len(labels), own.size / rows.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +286,7 @@ class Trained(Generic[Model]):
         examples: training examples seen.
         seconds: of training, evaluation between epochs aside.
         metrics: on the test set, if there was one.
+        skipped: batches that were passed over, because a loss or gradient was not finite.
     """
 
     model: Model
@@ -238,16 +294,4 @@ class Trained(Generic[Model]):
     examples: int
     seconds: float
     metrics: Metrics | None
-
-
-def expect_finite_loss(loss: float, *, epoch: int, step: int, lr: float) -> None:
-    """Stop a training whose mean loss over an epoch is not finite.
-
-    Raises:
-        TopologyError: naming epoch and step, and what may help.
-    """
-    if not math.isfinite(loss):
-        raise TopologyError(
-            f"epoch {epoch}, step {step}: the loss is {loss}; lower the learning rate ({lr:g}), clip the "
-            "gradient, or check the data"
-        )
+    skipped: int = 0

@@ -202,7 +202,7 @@ def _prune(
     begin, end = topology.window(total_steps)
     reached = 1.0 if moment.step >= end else cubic_sparsity(1.0, moment.step, begin, end)
     active = [moment.arrays.count(layer.active) for layer in layers]
-    sizes = [layer.active.shape[0] for layer in layers]
+    sizes = [count + moment.arrays.count(~layer.active) for count, layer in zip(active, layers, strict=True)]
     final = [targets[layer.name] for layer in layers]
     if topology.scope == "layer":
         goals = [size - round((size - last) * reached) for size, last in zip(sizes, final, strict=True)]

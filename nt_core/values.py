@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -13,14 +13,24 @@ Shape = tuple[int, ...]
 """The shape of one example's tensor, or of a weight; never with a batch axis."""
 
 
-def _no_bool(value: Any) -> Any:
+SHOWN: Final = 200
+"""Characters of a wrong value that an error shows."""
+
+
+LARGEST: Final = 1 << 40
+"""Of anything that is counted: products of a weight's axes are still floats."""
+
+
+def _countable(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected a number")
+    if isinstance(value, int) and value > LARGEST:
+        raise ValueError(f"expected a number of at most {LARGEST}")
     return value
 
 
-Count = Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
-Members = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_no_bool)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_countable)]
+Members = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_countable)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -50,7 +60,7 @@ class Value(BaseModel):
     error_path: ClassVar[str | None] = None
     """What stands before a field's name in errors; None: the class's name."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -88,8 +98,22 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
     return SpecError("\n".join(lines), mistakes)
 
 
+def shown(value: object) -> str:
+    """Return a value as an error shows it: not more of it than fits on a line or two.
+
+    Example:
+        >>> shown([1, "a"]), len(shown("a" * 10**6))
+        ("[1, 'a']", 200)
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits than Python writes; deeper than it looks
+        text = f"a large {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
 def _describe(mistake: Any, path: str, known: list[str]) -> tuple[str, str]:
-    found = "" if isinstance(mistake["input"], dict | BaseModel) else f"; found {mistake['input']!r}"
+    found = "" if isinstance(mistake["input"], dict | BaseModel) else f"; found {shown(mistake['input'])}"
     match mistake["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return path, f"unknown key{nearest(path.rpartition('.')[2], known) if known else ''}"

@@ -35,6 +35,7 @@ class Backend:
         load: (folder, device=…) → model.
         evaluate: (model, data, aggregation=…) → metrics.
         predict: (model, inputs (N, …)) → logits (M, N, …).
+        execution: makes what says how a model is computed; None: there is no choice.
     """
 
     name: str
@@ -45,6 +46,25 @@ class Backend:
     load: Callable[..., Any]
     evaluate: Callable[..., Metrics]
     predict: Callable[[Any, NDArray[Any]], NDArray[Any]]
+    execution: Callable[..., Any] | None = None
+
+    def options(self, execution: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what is to be added to the arguments of ``train`` for it to compute so.
+
+        Args:
+            execution: fields of what says how; None: nothing is asked for.
+
+        Raises:
+            NeuroTrailsError: the backend has no choice.
+        """
+        if execution is None:
+            return {}
+        if self.execution is None:
+            raise NeuroTrailsError(
+                f"backend {self.name}: {', '.join(execution)} is a choice of PyTorch's; leave it out, or add "
+                "--backend torch"
+            )
+        return {"execution": self.execution(**execution)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,4 +200,5 @@ def _make(name: str, engine: str | None, packages: tuple[str, ...]) -> Backend:
         load=import_module(f"nt_{name}.checkpoint").load,
         evaluate=import_module(f"nt_{name}.evaluate").evaluate,
         predict=import_module(f"nt_{name}.evaluate").predict,
+        execution=import_module("nt_torch.execution").Execution if name == "torch" else None,
     )

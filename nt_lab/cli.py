@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from nt_lab import cli_analysis, console
+from nt_lab import cli_analysis, cli_scale, cli_serve, console, signals
 from nt_lab.cli_options import (
     BackendOption,
     DataOption,
@@ -36,6 +36,9 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except signals.Interrupted as interrupted:
+            console.show_note(str(interrupted))
+            raise typer.Exit(interrupted.exit_code) from None
         except ValueError as error:
             from nt_core.errors import NeuroTrailsError
 
@@ -48,7 +51,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="nt",
-    help="Sparse multi-head ensembles: describe, train, evaluate, compare.",
+    help="Sparse multi-head ensembles: describe, train, evaluate, compare, serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -72,7 +75,7 @@ def options(
         bool, typer.Option("--traceback", envvar="NT_TRACEBACK", help="Show where an error comes from.")
     ] = False,
 ) -> None:
-    """Sparse multi-head ensembles: describe, train, evaluate, compare."""
+    """Sparse multi-head ensembles: describe, train, evaluate, compare, serve."""
 
 
 @app.command()
@@ -139,9 +142,14 @@ def papers_cost(
         screen.print(table, "")
 
 
+app.command()(cli_scale.scale)
+
+
 @app.command()
 def train(
-    spec: SpecArgument,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help="As for describe; left out with --resume.")
+    ] = None,
     preset: PresetOption = None,
     data: DataOption = None,
     seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
@@ -157,16 +165,49 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run once this one is complete.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with what was interrupted in this folder, as it was begun."),
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps from one saved state to the next; five minutes if left out."),
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Divide the weights among torchrun's processes (FSDP2).")
+    ] = False,
     track: Annotated[list[str] | None, typer.Option(help="A tracker: tensorboard, …. Repeatable.")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="How PyTorch computes heads: loop, batched, or auto, which measures.")
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--activation-checkpointing", help="Compute blocks again in the backward pass (PyTorch)."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a spec and keep the run in a folder."""
-    from nt_core import Tokens
-    from nt_lab import architectures
+    """Train a spec and keep the run in a folder; what was interrupted there is gone on with.
 
+    Ctrl-C and SIGTERM save the state and stop; a second one stops at once.
+    """
+    from nt_core import Tokens
+    from nt_core.errors import NeuroTrailsError
+    from nt_lab import architectures
+    from nt_lab.interrupted import begun
+
+    execution = _execution(heads, activation_checkpointing)
     shortcuts = {"data.source": data, "seed": seed, **_plan(epochs, steps)}
     changes = [f"{key}={json.dumps(value)}" for key, value in shortcuts.items() if value is not None]
-    run = architectures.read_to_train(spec, [*(overrides or []), *changes], preset)
+    if resume is not None:
+        _expect_alone(spec=spec, preset=preset, out=out, overrides=overrides, **shortcuts)
+        run, backend, engine, execution = begun(resume, backend, engine, execution)
+        out, overwrite = resume, True
+    elif spec is None:
+        raise NeuroTrailsError("train: expected a SPEC, or --resume RUN; nt presets lists what there is")
+    else:
+        run = architectures.read_to_train(spec, [*(overrides or []), *changes], preset)
     ensemble = run.ensemble(architectures.ARCHITECTURES)
     console.quiet_libraries()
     from nt_lab import backends, tables
@@ -179,19 +220,37 @@ def train(
         "device": device,
         "trackers": track or (),
         "overwrite": overwrite,
+        "save_every": save_every,
+        "shard": shard,
+        "execution": execution,
     }
-    if as_json:
-        console.print_json(lab.result(lab.train(run, folder, **settings), folder))
-        return
-    shown = "perplexity" if isinstance(ensemble.graph.input, Tokens) else "accuracy"
-    with progress(console.screen(stderr=True), run.name, shown) as report:
-        record = lab.train(run, folder, report=report, **settings)
+    if problem := lab.restart_problem():
+        typer.echo(f"warning: {problem}", err=True)
+    with signals.stopping(folder) as stopping:
+        settings["stopping"] = stopping
+        if lab.rank() > 0:
+            lab.train(run, folder, **settings)
+            return
+        if as_json:
+            console.print_json(lab.result(lab.train(run, folder, **settings), folder))
+            return
+        shown = "perplexity" if isinstance(ensemble.graph.input, Tokens) else "accuracy"
+        with progress(console.screen(stderr=True), run.name, shown) as report:
+            record = lab.train(run, folder, report=report, **settings)
     screen = console.screen()
     screen.print(tables.compare_table([lab.result(record, folder)]))
     screen.print(f"run: {folder}", highlight=False, soft_wrap=True)
 
 
-for _command in (cli_analysis.evaluate, cli_analysis.compare, cli_analysis.sweep, cli_analysis.history):
+for _command in (
+    cli_analysis.evaluate,
+    cli_analysis.compare,
+    cli_analysis.sweep,
+    cli_analysis.history,
+    cli_serve.export,
+    cli_serve.predict,
+    cli_serve.bench,
+):
     app.command()(_command)
 
 
@@ -223,9 +282,31 @@ def _read(spec: str, overrides: Sequence[str], preset: str | None) -> tuple[RunS
     return run, run.ensemble(architectures.ARCHITECTURES)
 
 
+def _expect_alone(**given: Any) -> None:
+    """Raise if anything of what a run was begun with is given again.
+
+    Raises:
+        NeuroTrailsError: naming the first.
+    """
+    from nt_core.errors import NeuroTrailsError
+
+    for name, value in given.items():
+        if value:
+            raise NeuroTrailsError(
+                f"--resume: goes on with what the run was begun with, but {name}={value!r} was given too; "
+                "leave it out"
+            )
+
+
 def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
     """Replace whichever of epochs and steps the file gives; giving both is the spec's error to report."""
     return {} if epochs is None and steps is None else {"plan": {"epochs": epochs, "steps": steps}}
+
+
+def _execution(heads: str | None, activation_checkpointing: bool) -> Mapping[str, Any] | None:
+    """Return how it shall be computed; None: nothing was asked for."""
+    asked = {} if heads is None else {"heads": heads}
+    return asked | ({"activation_checkpointing": True} if activation_checkpointing else {}) or None
 
 
 def _examples(figures: Cost, examples: float | None, tokens: float | None) -> float | None:

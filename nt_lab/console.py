@@ -44,6 +44,11 @@ def show_error(error: Exception, *, traceback: bool) -> None:
     out.print(Panel(Text(str(error)), title=f"{title} error".strip(), title_align="left", border_style="red"))
 
 
+def show_note(text: str) -> None:
+    """Print a line on stderr."""
+    screen(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def quiet_libraries() -> None:
     """Keep other libraries' chatter out of logs; they read this when they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

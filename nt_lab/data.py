@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.errors import DataError
+from nt_core.errors import CheckpointError, DataError
 from nt_core.graph import BlockGraph, Features, Tokens
 from nt_core.random import Random
 from nt_core.training import Batches, Data
@@ -77,10 +77,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    def epoch(
+        self, number: int, batch_size: int, first: int = 0
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Yield (inputs (B, *shape) float32, labels (B,) int64); the last batch may be smaller."""
         order = epoch_order(len(self), self.shuffle_seed, number)
-        for start in range(0, len(order), batch_size):
+        for start in range(first * batch_size, len(order), batch_size):
             rows = order[start : start + batch_size]
             inputs = self.read(rows)
             if self.augmentation is not None:
@@ -218,6 +220,27 @@ def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None
     if isinstance(graph.input, Tokens):
         return load_test_text(data, graph)
     return _examples(_open_examples(data), data, graph, "test", normalisation)
+
+
+def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:
+    """Return what a run was trained and tested on, and how inputs are normalised; None: they are tokens.
+
+    Args:
+        record: a run's.
+        where: it came from, for errors.
+
+    Raises:
+        CheckpointError: it does not say.
+    """
+    try:
+        measured = record["data"]["normalisation"]
+        normalisation = None if measured is None else Normalisation(**measured)
+        return Data(**record["run"]["data"]), normalisation
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{where}: its record does not say what it was trained on and how inputs are normalised "
+            f"({error}); expected what nt train wrote"
+        ) from None
 
 
 def _open_examples(data: Data) -> Splits:

@@ -18,6 +18,7 @@ import nt_models
 from nt_core.errors import DataError
 from nt_core.graph import BlockGraph, Image
 from nt_core.values import Shape
+from nt_lab.pictures import open_picture
 
 Rows = NDArray[np.int64]
 Reader = Callable[[Rows], NDArray[Any]]
@@ -75,20 +76,22 @@ def reader(
     """
     inputs = dataset.select_columns([column])
     pictures = isinstance(dataset.features[column], ImageFeature)
-    decode = _pixels if pictures else _vector
+    if pictures:
+        mode = dataset.features[column].mode
+        inputs = inputs.cast_column(column, ImageFeature(decode=False))
+
+    def decode(item: Any, place: str) -> NDArray[Any]:
+        if not pictures:
+            return _vector(item, place)
+        picture = open_picture(item, mode, place)
+        return _pixels(fit(picture) if fit else picture, place)
 
     def read(rows: Rows) -> NDArray[Any]:
-        try:
-            found = inputs[rows.tolist()][column]
-            if pictures and fit is not None:
-                found = [fit(picture) for picture in found]
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three for broken files
-            raise DataError(
-                f"{where}: one of the examples {rows.min()} to {rows.max()} cannot be decoded: {error}"
-            ) from None
-        arrays = [decode(item, f"{where}: example {row}") for row, item in zip(rows, found, strict=True)]
-        for row, array in zip(rows, arrays, strict=True):
-            _expect_fit(array.shape, shape, graph, f"{where}: example {row}")
+        found = inputs[rows.tolist()][column]
+        arrays = []
+        for row, item in zip(rows, found, strict=True):
+            arrays.append(decode(item, f"{where}: example {row}"))
+            _expect_fit(arrays[-1].shape, shape, graph, f"{where}: example {row}")
         return np.stack(arrays)
 
     shape: Shape | None = None

@@ -16,7 +16,7 @@ from nt_core.metrics import Aggregation, Metrics, aggregate, evaluation_batch_si
 from nt_core.spec import EnsembleSpec, FittedAverage
 from nt_core.training import Batches, Data
 from nt_lab.backends import Backend, choose
-from nt_lab.data import Normalisation, load_test
+from nt_lab.data import Normalisation, load_test, trained_on
 from nt_lab.runs import RunFolder
 
 
@@ -70,13 +70,12 @@ class OpenRun:
     @property
     def data(self) -> Data:
         """What it was trained on and tested on."""
-        return Data(**self.record["run"]["data"])
+        return trained_on(self.record, "run")[0]
 
     @property
     def normalisation(self) -> Normalisation | None:
         """How its inputs are normalised; None: they are tokens."""
-        measured = self.record["data"]["normalisation"]
-        return None if measured is None else Normalisation(**measured)
+        return trained_on(self.record, "run")[1]
 
     def test_split(self, **changes: Any) -> Batches:
         """Load what it is tested on, normalised as it was trained.

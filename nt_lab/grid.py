@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import yaml
-
 from nt_core.errors import NeuroTrailsError, SpecError, nearest
-from nt_core.run_spec import RunSpec, read_yaml
+from nt_core.parsing import ParseError, parse_yaml
+from nt_core.run_spec import RunSpec
 from nt_lab.architectures import ARCHITECTURES, read_to_train
 
 FIELDS: Final[Mapping[str, str]] = {
@@ -141,8 +140,8 @@ def _seeds(text: str) -> list[int]:
 def _list(text: str, where: str) -> list[Any]:
     """Read comma-separated values, each as YAML."""
     try:
-        values: list[Any] = read_yaml(f"[{text}]")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values: list[Any] = parse_yaml(f"[{text}]")
+    except ParseError as error:
         raise SpecError(f"{where}: {text!r} is no list of YAML values: {error}") from None
     if not values:
         raise SpecError(f"{where}: expected at least one, found none; give them as 0.8,0.9")

@@ -17,6 +17,7 @@ WRITE: Final[Mapping[str, Callable[[float], str]]] = {
     "accuracy": lambda share: f"{share * 100:.1f} %",
     "perplexity": "{:.3f}".format,
     "density": lambda share: f"{share * 100:.1f} %",
+    "skipped": "{:,} batches".format,
 }
 
 
@@ -66,12 +67,12 @@ class Bar:
             case "start":
                 self._epochs = record["total_epochs"]
                 self._bars.update(self._task, total=record["total_steps"], completed=0, figures="")
-            case "member" | "resume":
+            case "member" | "resume" | "resumed":
                 self._bars.console.print(about_members(record), markup=False, highlight=False)
             case "step":
                 self._bars.update(self._task, completed=record["step"])
             case "epoch":
-                epoch = f"epoch {record['epoch']}/{self._epochs}  "
+                epoch = f"epoch {record['epoch']}/{max(self._epochs, record['epoch'])}  "
                 self._bars.update(self._task, epoch=epoch, figures=figures(record, self._figure))
 
 
@@ -89,9 +90,14 @@ class Lines:
             case "start":
                 self._steps, self._epochs, self._shown = record["total_steps"], record["total_epochs"], 0
                 self._latest = {"epoch": 0}
-            case "member" | "resume":
+            case "member" | "resume" | "resumed":
                 text = f"{self._name}  {about_members(record)}"
                 self._console.print(text, markup=False, highlight=False)
+                if record["event"] == "resumed":
+                    self._latest = {"epoch": record["epoch"]}
+                    self._shown = LINES * record["step"] // max(self._steps, 1)
+            case "skipped":
+                self._latest["skipped"] = record["skipped"]
             case "epoch":
                 self._latest |= record
                 self._show(record["step"])
@@ -102,20 +108,26 @@ class Lines:
         tenth = LINES * step // max(self._steps, 1)
         if tenth > self._shown:
             self._shown = tenth
-            line = f"{self._name}  epoch {self._latest['epoch']}/{self._epochs}  step {step}/{self._steps}"
+            epoch = self._latest["epoch"]
+            epochs = max(self._epochs, epoch)  # more than planned where batches were skipped
+            line = f"{self._name}  epoch {epoch}/{epochs}  step {step}/{self._steps}"
             text = f"{line}  {figures(self._latest, self._figure)}".rstrip()
             self._console.print(text, markup=False, highlight=False)
 
 
 def about_members(record: Mapping[str, Any]) -> str:
-    """Return what a record says of members that are finished.
+    """Return what a record says of members that are finished, or of a state that was found.
 
     Example:
         >>> about_members({"event": "member", "trained": (2,), "members": 3})
         'member 2 of 3 is finished'
         >>> about_members({"event": "resume", "trained": [1, 2], "members": 3})
         'found finished members of an interrupted run: 1, 2 of 3; going on with the others'
+        >>> about_members({"event": "resumed", "step": 40})
+        'found the state of an interrupted run; going on after step 40'
     """
+    if record["event"] == "resumed":
+        return f"found the state of an interrupted run; going on after step {record['step']}"
     numbers = ", ".join(map(str, record["trained"]))
     if record["event"] == "member":
         return f"member {numbers} of {record['members']} is finished"
@@ -129,8 +141,8 @@ def figures(record: Mapping[str, Any], figure: str = "accuracy") -> str:
     """Return what a record says of the training, in a line.
 
     Example:
-        >>> figures({"loss": 0.25, "accuracy": 0.5, "density": 0.2})
-        'loss 0.250  accuracy 50.0 %  active 20.0 %'
+        >>> figures({"loss": 0.25, "accuracy": 0.5, "density": 0.2, "skipped": 3})
+        'loss 0.250  accuracy 50.0 %  active 20.0 %  skipped 3 batches'
     """
-    names = {"loss": "loss", figure: figure, "density": "active"}
+    names = {"loss": "loss", figure: figure, "density": "active", "skipped": "skipped"}
     return "  ".join(f"{name} {WRITE[key](record[key])}" for key, name in names.items() if key in record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import Any, Final
 
 from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.files import write_atomically
+from nt_core.files import clear_temporaries, read_text, sync_folder, write_atomically
+from nt_core.parsing import ParseError, parse_json
 from nt_core.run_spec import RunSpec
 
 HISTORY: Final = "history.jsonl"
@@ -22,8 +24,14 @@ SPEC: Final = "spec.yaml"
 FILES: Final = (CONFIG, TENSORS, HISTORY, SPEC)
 """What a run folder holds; anything else in it is left alone."""
 
+MOST_HISTORY_BYTES: Final = 256 << 20
+"""How large a history may be: that of a million epochs."""
+
 MEMBERS: Final = "members"
 """The folder in an unfinished run's folder where its finished members lie, ``head1``, ``head2``, …."""
+
+STATES: Final = "states"
+"""The folder in an unfinished run's folder from which its training goes on, :mod:`nt_core.states`."""
 
 UNFINISHED: Final = "unfinished"
 """The folder in a run's folder where a run lies until it is complete."""
@@ -51,7 +59,7 @@ class RunFolder:
         """Give a folder for a new run, whose files move here once it is complete.
 
         Until then an earlier run stays as it is. What an interrupted run leaves is in ``unfinished``, where
-        the next run replaces it or goes on with its members.
+        the next run goes on from it or replaces it.
 
         Args:
             overwrite: whether an earlier run may be replaced.
@@ -68,8 +76,6 @@ class RunFolder:
                 f"{self.path}: holds a run already ({', '.join(present)}); choose another folder with --out, "
                 "or replace it with --overwrite"
             )
-        if not (staging.path / MEMBERS).is_dir():
-            _delete(staging.path)
         yield staging
         _move(staging.path, self.path)
 
@@ -88,25 +94,59 @@ class RunFolder:
             ) from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record to the history, on disk when this returns."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
+        """Add one record to the history.
+
+        Raises:
+            NeuroTrailsError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(to_json(record) + "\n")
+        except OSError as error:
+            raise NeuroTrailsError(
+                f"{self.path / HISTORY}: cannot be written ({error.strerror}); make room, then run the same "
+                "command again: it goes on from the last state that was saved"
+            ) from None
 
     def forget(self, kept: Callable[[Mapping[str, Any]], bool]) -> None:
         """Delete what an interrupted run wrote, but for the records of its history that are kept."""
-        records = [each for each in self.history() if kept(each)] if (self.path / HISTORY).exists() else []
-        _delete(self.path)
-        for each in records:
-            self.append(each)
+        path = self.path / HISTORY
+        records = [each for each in self.history() if kept(each)] if path.exists() else []
+        shutil.rmtree(self.path / STATES, ignore_errors=True)
+        if records:  # in one go: another crash must not lose what was kept
+            write_atomically(path, "".join(to_json(each) + "\n" for each in records).encode())
+        _delete(self.path, but=(HISTORY,) if records else ())
+
+    def history_bytes(self) -> int:
+        """Return how long the history is, once all of it is on disk."""
+        path = self.path / HISTORY
+        if not path.exists():
+            return 0
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def cut_history(self, size: int) -> None:
+        """Take back what was written to the history after it was ``size`` bytes long."""
+        path = self.path / HISTORY
+        if path.exists():
+            os.truncate(path, size)
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the history; a last line that was cut off is left out."""
+        """Return the history; a last line that was cut off is left out.
+
+        Raises:
+            CheckpointError: it cannot be read, or a line is no JSON object.
+        """
+        path = self.path / HISTORY
         try:
-            lines = (self.path / HISTORY).read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = read_text(path, MOST_HISTORY_BYTES).split("\n")[:-1]
         except OSError as error:
-            raise CheckpointError(f"{self.path / HISTORY}: cannot be read ({error.strerror})") from None
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: not UTF-8: {error}; restore it") from None
+        return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the trained ensemble and its record; the run is complete when this returns."""
@@ -125,6 +165,13 @@ class RunFolder:
                 f"{self.path / CONFIG}: its record lacks {', '.join(sorted(missing))}; "
                 "expected a run that nt train wrote"
             )
+        try:
+            row(record)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise CheckpointError(
+                f"{self.path / CONFIG}: its record is not one that nt train writes "
+                f"({type(error).__name__}: {error}); expected what nt train wrote"
+            ) from None
         return dict(record)
 
 
@@ -218,6 +265,18 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _parse_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = parse_json(line)
+    except ParseError as error:
+        raise CheckpointError(f"{where}: not JSON: {error}; restore the file or delete the line") from None
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        raise CheckpointError(
+            f"{where}: expected an object with an 'event'; restore the file or delete the line"
+        )
+    return record
+
+
 def _present(folder: Path) -> list[str]:
     return [name for name in FILES if (folder / name).exists()]
 
@@ -226,14 +285,21 @@ def _move(source: Path, target: Path) -> None:
     """Move a run's files, the config last, so that moving can be taken up again."""
     target.mkdir(parents=True, exist_ok=True)
     for name in reversed(_present(source)):
+        if name == CONFIG:
+            for folder in (MEMBERS, STATES):
+                shutil.rmtree(source / folder, ignore_errors=True)
         (source / name).replace(target / name)
-    shutil.rmtree(source / MEMBERS, ignore_errors=True)
+    sync_folder(target)
     _delete(source)
 
 
-def _delete(folder: Path) -> None:
-    """Delete a run's files, and its folder if nothing else is in it."""
-    for name in _present(folder):
-        (folder / name).unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
+def _delete(folder: Path, but: Sequence[str] = ()) -> None:
+    """Delete a run's files, some aside, and its folder if nothing else is in it."""
+    if not folder.is_dir():
+        return
+    for name in FILES:
+        if name not in but:
+            (folder / name).unlink(missing_ok=True)
+        clear_temporaries(folder / name)
+    if not any(folder.iterdir()):
         folder.rmdir()

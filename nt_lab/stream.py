@@ -52,16 +52,21 @@ class Stream:
         self._documents, self._tokenizer = documents, tokenizer
         self._length, self._buffer, self._seed, self._size = length, buffer, seed, epoch_size
         self._rest: Iterator[NDArray[Any]] = iter(())
+        self._at = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def epoch(self, number: int, batch_size: int) -> Iterator[Batch]:
-        """Yield (inputs (B, T), labels (B, T)), int64; epoch 1 begins anew, others go on."""
-        if number == 1:
-            self._rest = self._endless()
-        for start in range(0, self._size, batch_size):
-            yield cut(np.stack(list(islice(self._rest, min(batch_size, self._size - start)))))
+    def epoch(self, number: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
+        """Yield (inputs (B, T), labels (B, T)), int64; where another part was read last, from the start."""
+        wanted = max(number - 1, 0) * self._size + first * batch_size
+        if self._at != wanted or not wanted:
+            self._rest = islice(self._endless(), wanted, None)
+            self._at = wanted
+        for start in range(first * batch_size, self._size, batch_size):
+            windows = list(islice(self._rest, min(batch_size, self._size - start)))
+            self._at += len(windows)
+            yield cut(np.stack(windows))
 
     def _endless(self) -> Iterator[NDArray[Any]]:
         for time in count(1):

@@ -46,10 +46,10 @@ class Sequences:
     def __len__(self) -> int:
         return count_sequences(self.tokens, self.length)
 
-    def epoch(self, number: int, batch_size: int) -> Iterator[Batch]:
+    def epoch(self, number: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
         """Yield (inputs (B, T), labels (B, T)), int64; the last batch may be smaller."""
         order = epoch_order(len(self), self.shuffle_seed, number)
-        for start in range(0, len(order), batch_size):
+        for start in range(first * batch_size, len(order), batch_size):
             rows = order[start : start + batch_size]
             yield cut(self.tokens[rows[:, None] * self.length + np.arange(self.length + 1)])
 
@@ -83,7 +83,7 @@ def read_text(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
     path = Path(source.removeprefix(PREFIX)).expanduser()
     if not path.exists() or source == PREFIX:
         raise DataError(f"data.source: {source!r}: no such file or folder; give text:PATH of an existing one")
-    files = [path] if path.is_file() else sorted(path.rglob("*.txt"))
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.is_file())
     if not files:
         raise DataError(f"data.source: {source!r}: expected .txt files in the folder, found none")
     try:

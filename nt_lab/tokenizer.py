@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -70,24 +71,35 @@ def _encode_bytes(document: bytes, _: str) -> NDArray[np.uint8]:
 
 def _from_file(path: Path) -> Tokenizer:
     library = _package("tokenizers", path.name)
-    try:
+    with _explained(f"{SETTING}: {path}: not a tokenizer.json"):
         loaded = library.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing more precise
-        raise DataError(f"{SETTING}: {path}: not a tokenizer.json: {error}") from None
     loaded.no_truncation()
     vocabulary = loaded.get_vocab()
     end = next((vocabulary[token] for token in ENDS_OF_TEXT if token in vocabulary), None)
 
     def numbers(text: str) -> Sequence[int]:
-        return loaded.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        with _explained(f"{SETTING}: {path}: cannot encode a document"):
+            return loaded.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     return _tokenizer(numbers, vocabulary, end)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what the package ``tokenizers`` raises into an error that says what failed."""
+    try:
+        yield
+    except BaseException as error:
+        # It raises nothing more precise than Exception; where it panics, a class that is not even one.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise DataError(f"{what}: {error}; make it again, or use {SETTING}={BYTES}") from None
+        raise
 
 
 def _from_transformers(name: str) -> Tokenizer:
     library = _package("transformers", name)
     try:
-        loaded = library.AutoTokenizer.from_pretrained(name)
+        loaded = library.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
@@ -104,6 +116,8 @@ def _from_transformers(name: str) -> Tokenizer:
 def _tokenizer(
     numbers: Callable[[str], Sequence[int]], vocabulary: dict[str, int], end: int | None
 ) -> Tokenizer:
+    if not vocabulary:
+        raise DataError(f"{SETTING}: expected a tokenizer of at least one token, found none")
     size = max(vocabulary.values()) + 1
     dtype = np.min_scalar_type(size - 1)
 

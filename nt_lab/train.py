@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,22 +14,24 @@ from typing import Any, Final
 import nt_core
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
+from nt_core.errors import NeuroTrailsError
 from nt_core.metrics import Metrics
 from nt_core.run_spec import RunSpec
 from nt_core.spec import EnsembleSpec, FittedAverage
+from nt_core.states import States
 from nt_core.training import Report, Trained
 from nt_lab.architectures import ARCHITECTURES
 from nt_lab.backends import Backend, choose
 from nt_lab.data import Split, load
 from nt_lab.evaluation import Evaluator
-from nt_lab.members import MemberFolders
+from nt_lab.interrupted import Progress
 from nt_lab.runs import RunFolder, plain, row
 from nt_lab.stream import Stream
 
 STREAM_EPOCHS: Final = 10
 """How many times a model is tested while it is trained on a stream, which has no epochs of its own."""
 
-KEPT_EVENTS: Final = ("update", "epoch", "member")
+KEPT_EVENTS: Final = ("update", "epoch", "skipped", "member", "heads")
 VERSIONS: Final = ("numpy", "datasets")
 """Packages whose versions are recorded with every run, beside those of its backend."""
 
@@ -42,8 +45,15 @@ def train(
     overwrite: bool = False,
     report: Report = lambda _: None,
     backend: Callable[[], Backend] | None = None,
+    save_every: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    shard: bool = False,
+    execution: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train what a spec file declares and write the run's folder.
+
+    What an interrupted run of the same spec left in the folder is gone on from, to the same end, bit for bit,
+    as if it had not been interrupted.
 
     Args:
         run: the spec, as it shall be recorded.
@@ -54,23 +64,33 @@ def train(
         report: receives the backend's records as they come.
         backend: makes the backend, once everything else is known to be right; None: what
             :func:`nt_lab.backends.choose` finds.
+        save_every: optimiser steps from one saved state to the next; None: five minutes.
+        stopping: is asked after each step whether to save the state and to end.
+        shard: divide the weights among the processes that ``torchrun`` started, instead of the batches alone.
+        execution: how it is computed, for a backend that has a choice: ``nt_torch.Execution``'s fields.
 
     Returns:
         The record that stands beside the checkpoint; :func:`nt_lab.runs.row` makes a line of a table of it.
+        Of several processes that ``torchrun`` started, the first writes the run; the others return nothing.
 
     Raises:
         NeuroTrailsError: the spec, the data or the folder will not do. Nothing is lost: an earlier run stays
             until the new one is complete.
+        Stopped: ``stopping`` said so; the same call goes on from there.
     """
-    target = RunFolder(Path(folder))
     spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(1, limit=spec.longest)  # an open-ended plan is an error before any data is loaded
     make_backend = backend or choose()  # a missing framework is one too
-    with target.replacing(overwrite=overwrite) as unfinished:
-        split = load(
-            run.data, spec.graph, run.seed, stream_epoch=_stream_epoch(run), held_out=_held_out(spec)
+    if rank() > 0:  # train together with the first process, which writes the run
+        split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
+        states = States(folder, every=save_every, stopping=stopping)
+        chosen.train(
+            spec, run.training, split.train, test=split.test, device=device, states=states, **options
         )
-        chosen = make_backend()
+        return {}
+    target = RunFolder(Path(folder))
+    with target.replacing(overwrite=overwrite) as unfinished:
+        split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
         start: dict[str, Any] = {}
 
         def note(event: Mapping[str, Any]) -> None:
@@ -80,7 +100,10 @@ def train(
                 unfinished.append(event)
             report(event)
 
-        members = MemberFolders.of(unfinished, run, chosen)
+        before = Progress.of(
+            unfinished, run, spec, chosen, every=save_every, stopping=stopping, execution=execution
+        )
+        members = before.members
         if spec.turns != (spec,) and members:
             report({"event": "resume", "trained": sorted(members), "members": spec.members})
         unfinished.write_spec(run)
@@ -89,13 +112,14 @@ def train(
             spec,
             run.training,
             split.train,
-            seed=run.seed,
             test=split.test,
             device=device,
             trackers=trackers,
             folder=target.path,
             report=note,
             members=members,
+            states=before.states,
+            **options,
         )
         saved = chosen.checkpoint(trained.model)
         fitted, metrics = _fitted(spec, chosen, trained, split)
@@ -103,6 +127,62 @@ def train(
         record = _record(run, split, trained, metrics, figures, _where(chosen, start)) | fitted
         unfinished.save(replace(saved, record=record))
     return record
+
+
+def rank() -> int:
+    """Return this process's number among those that ``torchrun`` or ``accelerate launch`` started.
+
+    Example:
+        >>> rank()
+        0
+    """
+    return int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
+
+
+def restart_problem() -> str | None:
+    """Return why a restart by ``torchrun`` may hang; None: nothing is known that would let it.
+
+    PyTorch 2.4 and later share one store between restarts, where processes may find addresses of those that
+    died (pytorch issue 135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if rank() or not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    return (
+        "torchrun: processes that it starts again may wait for ever for those that died (pytorch issue "
+        "135712); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
+    )
+
+
+def _prepared(
+    run: RunSpec,
+    spec: EnsembleSpec,
+    make_backend: Callable[[], Backend],
+    shard: bool,
+    execution: Mapping[str, Any] | None,
+) -> tuple[Split, Backend, dict[str, Any]]:
+    """Return what every process trains with: the data, the backend, and what its ``train`` is asked for."""
+    split = load(run.data, spec.graph, run.seed, stream_epoch=_stream_epoch(run), held_out=_held_out(spec))
+    chosen = _expect_processes(make_backend(), shard)
+    sharded = {"shard": True} if shard else {}
+    return split, chosen, {"seed": run.seed, **chosen.options(execution), **sharded}
+
+
+def _expect_processes(backend: Backend, shard: bool) -> Backend:
+    """Return a backend, if it can train in as many processes as there are.
+
+    Raises:
+        NeuroTrailsError: it trains in one, and each would train by itself; or it does not shard.
+    """
+    if shard and backend.name != "torch":
+        raise NeuroTrailsError(f"backend {backend.name}: it does not shard; leave --shard out, or use torch")
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if count > 1 and backend.name == "keras":
+        raise NeuroTrailsError(
+            f"backend keras: expected one process, found {count}; start nt without torchrun (TensorFlow uses "
+            "several devices by tf.distribute, in a script), or choose --backend torch"
+        )
+    return backend
 
 
 def _held_out(spec: EnsembleSpec) -> float | None:
@@ -169,6 +249,7 @@ def _record(
             "test_examples": len(split.test),
             "held_out_examples": 0 if split.held_out is None else len(split.held_out),
         },
+        **({"skipped": trained.skipped} if trained.skipped else {}),
         **where,
     }
     return dict(plain(record))
@@ -205,4 +286,5 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 def result(record: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     """Return a finished run's line of a table, and where it lies."""
-    return row(record) | {"folder": str(folder)}
+    counted = {"skipped": record["skipped"]} if "skipped" in record else {}
+    return row(record) | counted | {"folder": str(folder)}

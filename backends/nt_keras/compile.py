@@ -18,6 +18,7 @@ from nt_core.graph import Tokens
 from nt_core.mask import Mask
 from nt_core.saliency import expect_chosen
 from nt_keras import engine
+from nt_keras.finite import guarded_step
 from nt_keras.layers import register
 from nt_keras.layouts import IMAGE, example_shape, to_canonical, to_keras
 from nt_keras.losses import EnsembleLoss, expect_classes
@@ -231,6 +232,10 @@ class Ensemble(keras.Model):  # type: ignore[misc]
         if isinstance(targets, np.ndarray) and isinstance(getattr(self, "loss", None), EnsembleLoss):
             expect_classes(targets, self.output_shape[-1])
         return call
+
+    def train_step(self, *given: Any) -> Any:
+        """Take one step of ``fit``, which trainers guard against what is not finite."""
+        return guarded_step(self, super().train_step, *given)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Make the function that trains one step, once the optimiser is known to keep to the masks."""

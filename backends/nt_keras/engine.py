@@ -140,7 +140,11 @@ def _cond_in_tensorflow(flag: Any, yes: Action, no: Action, arguments: Sequence[
     import tensorflow as tf
 
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        tf.cond(flag, lambda: yes(*arguments), lambda: no(*arguments))
+        # Reductions want tensors of one graph, so those from outside become the branch's own.
+        def within(action: Action) -> None:
+            action(*(None if each is None else tf.identity(each) for each in arguments))
+
+        tf.cond(flag, lambda: within(yes), lambda: within(no))
         return
 
     # A condition inside a replica may hold nothing that replicas do together.

@@ -14,6 +14,7 @@ from nt_core.errors import TopologyError
 from nt_core.exploration import Bits
 from nt_core.topology import momentum_beta, reads_gradient, replaces_step
 from nt_keras import engine
+from nt_keras.finite import Guard
 from nt_keras.layers import register
 from nt_keras.wrapper import Wrapper, expect_plain, recording
 from nt_keras.zeros import clear, keeps_zeros, warn_of_zero_by_zero
@@ -182,6 +183,11 @@ class Sparse(Wrapper):
         """What a kept gradient is divided by: it is summed over micro-batches, and perhaps scaled."""
         return self.accumulation * (self.loss_scale_factor or 1.0)
 
+    @property
+    def smoothed(self) -> Sequence[Any]:
+        """The variables that hold smoothed dense gradients."""
+        return [beside.momentum for beside in self._beside if beside.momentum is not None]
+
     def announce(self, step: int | None) -> None:
         """Say after which optimiser step, counted from 1, the topology is updated next."""
         self._next_update.assign(step or 0)
@@ -320,8 +326,8 @@ def find_sparse(optimizer: Any) -> Sparse:
 
 
 def unscaled(optimizer: Any) -> Any:
-    """Return an optimiser without the loss scales around it."""
-    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    """Return an optimiser without the loss scales and guards around it."""
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer | Guard):
         optimizer = optimizer.inner_optimizer
     return optimizer
 

@@ -146,7 +146,7 @@ class Topology:
                 f"the topology's update after step {self._next} was missed, {steps} steps are taken; call "
                 "step() after every training step, with steps_per_execution=1"
             )
-        if steps in self._escapes:
+        if steps == self._next and steps in self._escapes:
             self._leaving()
         changed = self._update(steps) if steps == self._next else None
         self.plan()

@@ -37,12 +37,14 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
     @property
     def calls(self) -> Any:
         """How often it was applied: once for each micro-batch."""
-        return self.inner_optimizer._iterations
+        inner = self.inner_optimizer
+        return inner.calls if isinstance(inner, Wrapper) else inner._iterations
 
     @property
     def accumulation(self) -> int:
         """Calls that make one optimiser step."""
-        return self.inner_optimizer.gradient_accumulation_steps or 1
+        inner = self.inner_optimizer
+        return (inner.accumulation if isinstance(inner, Wrapper) else inner.gradient_accumulation_steps) or 1
 
     @property
     def learning_rate(self) -> Any:

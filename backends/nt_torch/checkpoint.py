@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +19,7 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
     """Return a model as a checkpoint; :func:`nt_core.checkpoint.save_checkpoint` writes it.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        model: what ``nt_torch.compile`` returned, perhaps wrapped; sharded, every process must ask.
         record: what shall stand beside it: seed, steps, metrics, ….
 
     Example:
@@ -33,7 +34,7 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
     for name in ensemble.masked:
         active = ensemble.mask(name)
         assert active is not None
-        masks[name] = Mask.from_dense(active.cpu().numpy())
+        masks[name] = Mask.from_dense(np.asarray(as_numpy(active), np.bool_))
     values = {placed.name: as_numpy(ensemble.array(placed.name)) for placed in ensemble.spec.layout.weights}
     return Checkpoint(spec=ensemble.spec, values=values, masks=masks, record=record or {})
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,61 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nt_core import DataError, EnsembleSpec, GraphError, initial_masks, initial_values
+from nt_core import DataError, EnsembleSpec, initial_masks, initial_values
 from nt_core.graph import INPUT
 from nt_core.mask import Mask
-from nt_core.structure import Part
-from nt_core.values import Shape
-from nt_torch.lowering import LOWERINGS
+from nt_torch.execution import Execution
+from nt_torch.heads import run_batched
 from nt_torch.members import from_examples, from_rows
-
-MASK = "weight_mask"
-"""The buffer beside a masked ``weight``: bool, True where a connection is active."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    key: str
-    inputs: tuple[str, ...]
-    output: str
-    forget: tuple[str, ...]
-
-
-class PartModule(nn.Module):
-    """The backbone or one head: its ops in the order in which they run."""
-
-    def __init__(self, part: Part, shapes: Mapping[str, Shape], gives: tuple[str, ...]) -> None:
-        super().__init__()
-        self.ops = nn.ModuleDict()
-        steps = []
-        for block in part.blocks:
-            for node in block.nodes:
-                key = _key(block.name, node.name)
-                if key in self.ops:
-                    raise GraphError(
-                        f"block {block.name!r}, op {node.name!r}: PyTorch names it {key!r}, which is taken; "
-                        "rename the block: a dot and an underscore are the same there"
-                    )
-                self.ops[key] = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
-                steps.append((key, node.inputs, f"{block.name}/{node.name}"))
-        self._steps = tuple(_with_last_uses(steps, gives))
-        self._gives = gives
-
-    def forward(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Run all ops on the values they read; return those that are read elsewhere."""
-        values = dict(values)
-        for step in self._steps:
-            values[step.output] = self.ops[step.key](*[values[ref] for ref in step.inputs])
-            for ref in step.forget:
-                del values[ref]
-        return {ref: values[ref] for ref in self._gives}
-
-
-def _with_last_uses(steps: list[tuple[str, tuple[str, ...], str]], gives: tuple[str, ...]) -> Iterator[_Step]:
-    """Note after which op each value is no longer needed, so that inference frees it."""
-    for i, (key, inputs, output) in enumerate(steps):
-        later = {ref for _, refs, _ in steps[i + 1 :] for ref in refs} | set(gives)
-        yield _Step(key, inputs, output, tuple({ref for ref in inputs if ref not in later}))
+from nt_torch.parts import MASK, PartModule, module_key
+from nt_torch.shards import whole
 
 
 class Ensemble(nn.Module):
@@ -78,11 +29,13 @@ class Ensemble(nn.Module):
         spec: what was declared.
         backbone: None where members share nothing.
         heads: one module for each member.
+        execution: how it is computed; may be changed at any time.
     """
 
     def __init__(self, spec: EnsembleSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.execution = Execution()
         layout = spec.layout
         shapes, output = layout.graph.shapes, layout.graph.output
         self.backbone = (
@@ -91,7 +44,7 @@ class Ensemble(nn.Module):
         self.heads = nn.ModuleList(PartModule(head, shapes, (output,)) for head in layout.heads)
         roots = {head.name: f"heads.{i}" for i, head in enumerate(layout.heads)}
         self._paths = {
-            p.name: f"{roots.get(p.part, p.part)}.ops.{_key(p.block.name, p.node.name)}.{p.weight.name}"
+            p.name: f"{roots.get(p.part, p.part)}.ops.{module_key(p.block.name, p.node.name)}.{p.weight.name}"
             for p in layout.weights
         }
 
@@ -108,12 +61,33 @@ class Ensemble(nn.Module):
                 "images are (batch, channels, height, width)"
             )
         values = {INPUT: from_examples(layout, x, training=self.training)}
+        execution, output = self.execution, layout.graph.output
+        recompute = execution.activation_checkpointing and self.training and torch.is_grad_enabled()
         if self.backbone is not None:
-            values = self.backbone(values)
-        output = layout.graph.output
+            values = self.backbone(values, recompute=recompute)
         if not self.heads:
             return from_rows(layout, values[output])
-        return torch.stack([head(values)[output] for head in self.heads])
+        if execution.heads == "batched":
+            return run_batched([*self.heads], values, recompute=recompute)[output]
+        return torch.stack([head(values, recompute=recompute)[output] for head in self.heads])
+
+    @property
+    def execution(self) -> Execution:
+        """How it is computed.
+
+        Raises:
+            SpecError: when it is set to what this model cannot be computed by.
+        """
+        return self._execution
+
+    @execution.setter
+    def execution(self, wanted: Execution) -> None:
+        self._execution = wanted.expect_possible(self.spec.layout)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Masks: DistributedDataParallel need not send them, for every process makes the same choices."""
+        return [name for name, _ in self.named_buffers() if name.endswith(f".{MASK}")]
 
     def array(self, name: str) -> Tensor:
         """Return the parameter or buffer behind a weight's full name, as it is now.
@@ -148,11 +122,6 @@ class Ensemble(nn.Module):
         active = torch.from_numpy(mask.dense()).to(self.array(name).device)
         self.owner(name).register_buffer(MASK, active)
         return active
-
-
-def _key(block: str, node: str) -> str:
-    """Name a module: PyTorch reserves dots for nesting."""
-    return f"{block}/{node}".replace(".", "_")
 
 
 def compile(  # noqa: A001
@@ -244,7 +213,8 @@ def ensemble_loss(
             f"found {tuple(targets.shape)}"
         )
     if (
-        targets.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and targets.device.type == "cpu"
         and targets.numel()
         and not 0 <= int(targets.min()) <= int(targets.max()) < classes
     ):
@@ -329,8 +299,11 @@ def unwrap(model: nn.Module) -> Ensemble:
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    """Return a tensor as a NumPy array on the CPU, sharing memory where it can; bfloat16 becomes float32."""
-    tensor = tensor.detach()
+    """Return a tensor as a NumPy array on the CPU, sharing memory where it can; bfloat16 becomes float32.
+
+    One whose parts several processes hold becomes whole; all of them must ask.
+    """
+    tensor = whole(tensor.detach())
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     return tensor.cpu().numpy()

@@ -16,7 +16,9 @@ from nt_core.at_init import AnySaliency, Grasp
 from nt_core.saliency import expect_prunable, masks_of_parts, saliency_masks
 from nt_core.structure import Single
 from nt_core.structure.fission import gather
-from nt_torch.compile import MASK, Ensemble, as_numpy, ensemble_loss, unwrap
+from nt_torch.compile import Ensemble, as_numpy, ensemble_loss, unwrap
+from nt_torch.execution import Execution
+from nt_torch.parts import MASK
 
 
 def prune_at_init(
@@ -108,7 +110,8 @@ def saliency_gradients(
 @contextmanager
 def _at_start(model: Ensemble) -> Iterator[None]:
     """Train mode, for statistics kept over no step mean nothing; no dropout; all as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
+    modes, execution = {module: module.training for module in model.modules()}, model.execution
+    model.execution = Execution()  # of which there is a second derivative
     buffers: dict[str, Tensor] = {
         name: buffer.clone() for name, buffer in model.named_buffers() if not name.endswith(MASK)
     }
@@ -117,6 +120,7 @@ def _at_start(model: Ensemble) -> Iterator[None]:
     try:
         yield
     finally:
+        model.execution = execution
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():

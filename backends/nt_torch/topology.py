@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -31,21 +31,11 @@ from nt_core.topology import (
 from nt_core.update import Update, update
 from nt_torch.arrays import TorchArrays
 from nt_torch.compile import Ensemble, unwrap
-from nt_torch.masked import MaskedWeight, masked_weights
+from nt_torch.masked import MaskedWeight, masked_weights, shards_of
+from nt_torch.optimizers import ZERO_STAYS_ZERO, expect_parameters, unwrap_optimizer, will_be_skipped
+from nt_torch.processes import expect_same_masks, group_of
 from nt_torch.remask import remask_
-
-ZERO_STAYS_ZERO = frozenset(
-    {
-        torch.optim.SGD,
-        torch.optim.Adam,
-        torch.optim.AdamW,
-        torch.optim.NAdam,
-        torch.optim.RAdam,
-        torch.optim.RMSprop,
-        torch.optim.Adadelta,
-    }
-)
-"""Optimisers that leave a weight and its state at 0 if weight, state and gradient are 0 (tested)."""
+from nt_torch.shards import local
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +108,14 @@ class Topology:
         if total_steps < 1:
             raise TopologyError(f"total_steps: expected at least 1, found {total_steps}")
         self.model: Ensemble = unwrap(model)
-        self.optimizer: torch.optim.Optimizer = _unwrap_optimizer(optimizer)
+        self.optimizer: torch.optim.Optimizer = unwrap_optimizer(optimizer)
         self.total_steps = total_steps
         self.steps = 0
         self._random = Random(seed)
         self._policy = policy
         self._escapes, self._leaving = expect_escapes(escapes, self.model.spec.topology), leaving
         self._masked = masked_weights(self.model)
+        self._group = group_of(model)
         self._kept: dict[str, _Kept] = {}
         self._momentum: dict[str, Tensor] = {}
         self._seen: dict[str, Bits] = {}
@@ -132,11 +123,14 @@ class Topology:
         self._versions: list[tuple[int, int]] = []
         self._unseen_step = self._zeros_stay = False
         self._depth = 0
-        _expect_parameters(self.optimizer, self._masked)
+        expect_parameters(self.optimizer, self._masked)
         expect_chosen(self.model.spec, sum(int(masked.mask.count_nonzero()) for masked in self._masked))
         if (earlier := _ATTACHED.get(self.optimizer)) is not None and (topology := earlier()) is not None:
             topology.close()
         _ATTACHED[self.optimizer] = weakref.ref(self)
+        self._shards = shards_of(self._masked, self.model.spec.topology)
+        for masked in self._masked:
+            masked.shard_mask()
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
@@ -145,9 +139,10 @@ class Topology:
 
     @property
     def density(self) -> float:
-        """Active over all maskable weights."""
+        """Active over all maskable weights; of sharded ones, every process must ask."""
         size = sum(masked.mask.numel() for masked in self._masked)
-        active = sum(int(masked.mask.count_nonzero()) for masked in self._masked)
+        active = sum(int(local(masked.mask).count_nonzero()) for masked in self._masked)
+        active = active if self._shards is None else self._shards.sums([active])[0]
         return active / size if size else 1.0
 
     def step(self) -> Update | None:
@@ -183,19 +178,19 @@ class Topology:
                 continue
             if reads_dense:
                 self._keep_dense(masked, gradient)
-            remask_(gradient, masked.mask)
+            remask_(local(gradient), local(masked.mask))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs beside the model's and the optimiser's state.
 
-        Apart from three numbers, that are the masks so far (one bit for each position, as tensors) and, where
-        the topology reads it, the smoothed dense gradient.
+        Apart from three numbers, that are the masks so far (as tensors: one bit for each position; of sharded
+        weights, flags that are sharded too) and, where the topology reads it, the smoothed dense gradient.
         """
         return {
             "steps": self.steps,
             "total_steps": self.total_steps,
             "seed": self._random.seed,
-            "seen": {name: torch.from_numpy(bits.copy()) for name, bits in self._seen.items()},
+            "seen": {m.name: m.whole_seen(self._seen[m.name]) for m in self._masked if self._seen},
             "momentum": {name: smoothed.clone() for name, smoothed in self._momentum.items()},
         }
 
@@ -203,7 +198,7 @@ class Topology:
         """Go on from what :meth:`state_dict` returned."""
         self.steps, self.total_steps = state["steps"], state["total_steps"]
         self._random = Random(state["seed"])
-        self._seen = {name: bits.cpu().numpy().copy() for name, bits in state["seen"].items()}
+        self._seen = {m.name: m.own_seen(state["seen"][m.name]) for m in self._masked if state["seen"]}
         devices = {masked.name: masked.weight.device for masked in self._masked}
         self._momentum = {name: kept.to(devices[name], copy=True) for name, kept in state["momentum"].items()}
 
@@ -247,7 +242,7 @@ class Topology:
     def _prepare(self) -> None:
         """Ready the gradients for the optimiser: masked, finite, held back if an update replaces it."""
         self._held_back = []
-        if _will_be_skipped(self.optimizer):
+        if will_be_skipped(self.optimizer):
             return
         self.mask_gradients()
         _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
@@ -263,7 +258,7 @@ class Topology:
         for parameter, gradient in self._held_back:
             parameter.grad = gradient
         self._held_back = []
-        if _will_be_skipped(self.optimizer):
+        if will_be_skipped(self.optimizer):
             self._kept = {}
             return
         self.steps += 1
@@ -292,10 +287,16 @@ class Topology:
         """Stop before the optimiser's step, while the model is whole, if an update could not follow it."""
         kept, arrays = self._kept, TorchArrays(torch.device("cpu"))
         for masked in self._masked:
-            if masked.name in kept and not bool(torch.isfinite(kept[masked.name].dense).all()):
+            if masked.name in kept and not self._is_finite(kept[masked.name].dense):
                 self._kept, self._depth = {}, 0
-                layer = masked.layer(kept[masked.name].dense.cpu(), on_device=True)
-                expect_finite(layer, Moment(self.steps + 1, self._random, arrays), gradients=True)
+                layer = masked.layer(local(kept[masked.name].dense).cpu(), on_device=self._shards is None)
+                moment = Moment(self.steps + 1, self._random, self._shards or arrays)
+                expect_finite(layer, moment, gradients=True)
+
+    def _is_finite(self, tensor: Tensor) -> bool:
+        """Tell whether every number is finite, in all processes if they hold parts of it."""
+        bad = not bool(torch.isfinite(local(tensor)).all())
+        return not (bad if self._shards is None else self._shards.sums([bad])[0])
 
     def _hold_back_gradients(self) -> None:
         """Make the optimiser pass over every parameter: it steps over those without a gradient."""
@@ -310,7 +311,7 @@ class Topology:
         if self._kept:
             gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
             tensors = [kept.dense for kept in self._kept.values()] + [g for g in gradients if g is not None]
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            if not all(self._is_finite(tensor) for tensor in tensors):
                 self._kept = {}
 
     def _keep_dense(self, masked: MaskedWeight, gradient: Tensor) -> None:
@@ -325,7 +326,8 @@ class Topology:
         assert isinstance(topology, Dynamic | GradualPruning)
         device = self._masked[0].weight.device if self._masked else torch.device("cpu")
         exact = self._policy is None and all(criterion.exact for criterion in criteria(topology))
-        on_device = exact and device.type != "cpu"
+        on_device = exact and device.type != "cpu" and self._shards is None
+        arrays = self._shards or (TorchArrays(device) if on_device else NUMPY)
         if not self._seen:
             self._seen = {masked.name: masked.bits() for masked in self._masked}
         swaps = update(
@@ -334,7 +336,7 @@ class Topology:
                 masked.layer(self._gradient(masked, kept), self._smoothed(masked), on_device=on_device)
                 for masked in self._masked
             ],
-            Moment(self.steps, self._random, TorchArrays(device) if on_device else NUMPY),
+            Moment(self.steps, self._random, arrays),
             total_steps=self.total_steps,
             targets=final_counts(topology, self.model.spec.layout),
             policy=self._policy,
@@ -347,8 +349,10 @@ class Topology:
         self._remask()
         masks = {masked.name: masked.bits() for masked in self._masked}
         sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
+        expect_same_masks(masks, self.steps, self._group, device)
         self._seen = seen_with(self._seen, masks)
-        return Update.of(self.steps, swaps, sizes, masks, self._seen)
+        changed = Update.of(self.steps, swaps, sizes, masks, self._seen)
+        return changed if self._shards is None else self._shards.summed(changed)
 
     def _gradient(self, masked: MaskedWeight, kept: Mapping[str, _Kept]) -> Tensor | None:
         if not self._reads_gradient():
@@ -382,35 +386,6 @@ class Topology:
 
     def _reads_gradient(self) -> bool:
         return reads_gradient(self.model.spec.topology, self._policy)
-
-
-def _expect_parameters(optimizer: torch.optim.Optimizer, masked: Sequence[MaskedWeight]) -> None:
-    theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [m.name for m in masked if id(m.weight) not in theirs]
-    if missing:
-        raise TopologyError(
-            f"optimizer: {len(missing)} of the model's {len(masked)} masked weights are not in it "
-            f"({missing[0]!r} first); make one optimizer of all of model.parameters(), after the model is on "
-            "its device"
-        )
-
-
-def _unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer) or hasattr(inner, "accelerator_state"):
-        inner = getattr(inner, "optimizer", None)
-        if inner is None:
-            raise TopologyError(
-                "optimizer: expected a torch.optim.Optimizer, perhaps wrapped, "
-                f"found {type(optimizer).__name__}"
-            )
-    return inner
-
-
-def _will_be_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether a fused optimiser under GradScaler passes over this step: it is called all the same."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
 
 
 def _unscale(kept: Mapping[str, _Kept], scale: Tensor | None) -> None:

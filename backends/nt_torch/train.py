@@ -4,43 +4,52 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.data_loader import DataLoaderShard
+from accelerate.state import PartialState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from nt_core import DataError, EnsembleSpec, PruneAtInit
-from nt_core.errors import nearest
+from nt_core.finite import nothing_finite, skipped
 from nt_core.members import Leave, Members, Verbs, train_members
 from nt_core.metrics import Metrics
 from nt_core.saliency import first_examples
-from nt_core.structure import Structure
+from nt_core.states import State, States, Stopped, identity
 from nt_core.training import (
-    SGD,
-    Adam,
-    AdamW,
     Batches,
     Report,
+    Share,
     Trained,
     Training,
-    expect_finite_loss,
-    member_batches,
 )
+from nt_torch.acceleration import accelerate_alone, deterministic, make_accelerator
 from nt_torch.checkpoint import checkpoint, restore
 from nt_torch.compile import Ensemble, compile, ensemble_loss, fast_layout, find_device  # noqa: A004
 from nt_torch.evaluate import evaluate
+from nt_torch.execution import Execution
+from nt_torch.finite import Guard, strict
+from nt_torch.fsdp import expect_divisible, with_shards
+from nt_torch.fsdp import shard as divide
+from nt_torch.loading import Epochs, expect_batch_size
+from nt_torch.measurement import measure_heads
+from nt_torch.optimizers import make_optimizer
+from nt_torch.position import Position
+from nt_torch.processes import from_main
 from nt_torch.saliency import prune_at_init
+from nt_torch.shards import mesh_of
+from nt_torch.states import begun, content, restore_model, restore_random
+from nt_torch.states import restore as restore_state
 from nt_torch.topology import Topology
 
-PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+ASKED_EVERY: Final = 8
+"""Of several processes: steps from one time to the next that they ask each other whether to stop or save."""
 
 
 def train(
@@ -55,6 +64,9 @@ def train(
     folder: str | Path | None = None,
     report: Report = lambda _: None,
     members: Members | None = None,
+    states: States | None = None,
+    shard: bool = False,
+    execution: Execution | None = None,
 ) -> Trained[Ensemble]:
     """Train what a spec declares.
 
@@ -68,29 +80,50 @@ def train(
         trackers: of accelerate, ``"tensorboard"`` say.
         folder: where trackers write.
         report: receives what happens, as plain records with an ``event``: ``start``, ``step``, ``update``,
-            ``epoch``, and ``member`` where members are made one after another.
+            ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state,
+            ``heads`` if it was measured which way of computing them is faster, and ``member`` where members
+            are made one after another.
         members: where those go as soon as they are finished, :mod:`nt_core.members`; None: nowhere.
+        states: where its states are saved, and from the last of which it goes on if there is one, to the same
+            end, bit for bit, as if it had never stopped; ``states.clear()`` is for whoever has kept what was
+            trained. None: nowhere.
+        shard: divide weights, gradients, masks and the optimiser's state among the processes that
+            ``torchrun`` started (FSDP2), instead of keeping them whole in each.
+        execution: how it is computed; None: as the state that it goes on from was, else heads in a loop.
 
     Raises:
-        DataError: there is nothing to train on.
-        TopologyError: the loss or a gradient is not finite.
+        DataError: there is nothing to train on, or it cannot be sharded.
+        SpecError: it cannot be computed so.
+        NotFiniteError: a loss or gradient is not finite, and the recipe says to stop; or so is a whole epoch.
+        CheckpointError: a state cannot be written, or is of another training.
+        Stopped: ``states.stopping`` said so; the state is saved.
     """
     if not len(data):
         raise DataError("data: expected at least one training example, found none")
-    with torch.random.fork_rng(), _deterministic(training.deterministic), _accelerate_alone():
+    with torch.random.fork_rng(), deterministic(training.deterministic), accelerate_alone():
+        state = PartialState(cpu=device is not None and find_device(device).type == "cpu")
+        finished: Members = {} if members is None else members
+        if state.num_processes > 1:
+            found = from_main(lambda: {**finished})
+            finished = finished if state.is_main_process else found
 
         def train_one(part: EnsembleSpec, leave: Leave[Ensemble], report: Report) -> Trained[Ensemble]:
-            torch.manual_seed(seed)
-            accelerator = _accelerator(training, device, trackers, folder)
-            return _Run(part, training, data, seed, accelerator, report, leave).train(test)
+            accelerator = make_accelerator(training, device, trackers, folder)
+            torch.manual_seed(seed + accelerator.process_index)
+            own = None if states is None else states.of(part)
+            run = _Run(part, training, data, seed, accelerator, report, leave, own, shard, execution)
+            return run.train(test)
 
         verbs = Verbs(
             train=train_one,
             checkpoint=checkpoint,
             restore=lambda saved: restore(saved, device=device),
-            evaluate=lambda model: None if test is None else evaluate(model, test),
+            evaluate=lambda model: (
+                evaluate(model, test) if test is not None and state.is_main_process else None
+            ),
+            kept=lambda part: states.of(part).clear() if states and state.is_main_process else None,
         )
-        return train_members(spec, verbs, {} if members is None else members, report)
+        return train_members(spec, verbs, finished, report if state.is_main_process else lambda _: None)
 
 
 class _Run:
@@ -105,19 +138,38 @@ class _Run:
         accelerator: Accelerator,
         report: Report,
         leave: Leave[Ensemble],
+        states: States | None,
+        shard: bool,
+        execution: Execution | None,
     ) -> None:
-        self.training, self.accelerator, self.report = training, accelerator, report
-        spec.structure.expect_batch_size(training.batch_size // training.accumulation)
-        self.spec = spec
+        self.training, self.accelerator, self.states = training, accelerator, states
+        self.report = report
+        self.identity = identity(spec, training, seed, len(data))
+        found = from_main(lambda: None if states is None else states.latest(self.identity))
+        self.spec, self.share = spec, Share(accelerator.process_index, accelerator.num_processes)
+        expect_batch_size(training, spec.structure, self.share.of)
+        if shard:
+            expect_divisible(spec, training)
+        self.shard = shard
         self.examples = len(data)
         self.steps_per_epoch = math.ceil(len(data) / training.batch_size)
-        self.epochs = _Epochs(spec.structure, data, training.batch_size // training.accumulation, seed)
-        model = fast_layout(compile(spec, seed=seed)).to(accelerator.device)
-        if isinstance(spec.topology, PruneAtInit):
+        size = training.batch_size // training.accumulation
+        self.epochs = Epochs(spec.structure, data, size, seed, self.share)
+        self.loader = DataLoaderShard(self.epochs, batch_size=None, device=accelerator.device)
+        model = compile(spec, seed=seed)
+        model = divide(model.to(accelerator.device)) if shard else fast_layout(model).to(accelerator.device)
+        self.execution = begun(execution, None if found is None else found.content)
+        if shard and self.execution.heads != "loop":
+            raise DataError(f"shard: heads={self.execution.heads!r} stacks whole weights; leave --heads out")
+        model.execution = self.execution.replace(heads="loop") if self._is_open else self.execution
+        if found is not None:
+            found = replace(found, content=with_shards(found.content, found.parts, mesh_of(model)))
+            restore_model(found.content, model)
+        elif isinstance(spec.topology, PruneAtInit):
             prune_at_init(model, *first_examples(data, spec.topology.examples), seed=seed)
-        self.model, self.optimizer, self.loader = accelerator.prepare(
-            model, _optimizer(model, training), DataLoader(self.epochs, batch_size=None)
-        )
+        optimizer = accelerator.prepare_optimizer(make_optimizer(model, training))
+        # What is sharded must not be given to DistributedDataParallel, too.
+        self.model, self.optimizer = accelerator.prepare_model(model, evaluation_mode=shard), optimizer
         self.timeline = spec.timeline(self.steps_per_epoch)
         self.topology = Topology(
             self.model,
@@ -125,8 +177,51 @@ class _Run:
             total_steps=self.timeline.total_steps,
             seed=seed,
             escapes=self.timeline.escapes,
-            leaving=lambda: leave(self.model),
+            leaving=lambda: leave(self.model, self.timeline.member_after(self.topology.steps)),
         )
+        self.guard = Guard(self.topology.model, training.non_finite)
+        self.at = Position()
+        self.random: Mapping[str, Any] | None = None
+        if found is not None:
+            self._go_on_from(found)
+
+    def _go_on_from(self, state: State) -> None:
+        restore_state(state.content, self.accelerator, self.topology)
+        position = dict(state.content["position"])
+        losses = torch.from_numpy(position.pop("losses")).to(self.accelerator.device)
+        self.at = Position(**position, losses=list(losses * self.accelerator.is_main_process))
+        self.random = state.content
+
+    def _save(self) -> None:
+        assert self.states is not None
+        position = {**vars(self.at), "losses": self._losses().cpu().numpy()}
+        states, steps = self.states, self.topology.steps
+        parts = partial(states.new_parts, steps)
+        whole = {**content(self.accelerator, self.topology, parts), "position": position}
+        whole["execution"] = self.execution.model_dump()
+        if self.accelerator.is_main_process:
+            states.save(State(step=steps, training=self.identity, content=whole))
+
+    def _keep(self) -> None:
+        """Save the state if it is time, or if the training is to stop."""
+        if self.states is None:
+            return
+        steps, total = self.topology.steps, self.topology.total_steps
+        stopping, due = self.states.stopping() and steps < total, self.states.due(steps)
+        if self.share.of > 1:
+            if steps % ASKED_EVERY and not (due and self.states.every):
+                return
+            flags = torch.tensor([stopping, due], dtype=torch.int32, device=self.accelerator.device)
+            stopping, due = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        if stopping or due:
+            self._save()
+        if stopping:
+            raise Stopped(f"stopped after step {steps} of {total}")
+
+    def _losses(self) -> Tensor:
+        """Return each micro-batch's loss times its examples, over all processes."""
+        every: Tensor = self.accelerator.reduce(torch.stack(self.at.losses), "sum")
+        return every
 
     def train(self, test: Batches | None) -> Trained[Ensemble]:
         total_steps = self.topology.total_steps
@@ -139,34 +234,88 @@ class _Run:
                 "device": str(self.accelerator.device),
             }
         )
-        examples, seconds, metrics = 0, 0.0, None
-        for number in range(1, epochs + 1):
-            began = time.perf_counter()
-            loss, seen = self._epoch(number)
-            seconds += time.perf_counter() - began
-            examples += seen
-            metrics = evaluate(self.model, test) if test is not None else None
-            self._report_epoch(number, loss, seconds, metrics)
+        if self.random is not None:
+            self.report({"event": "resumed", "step": self.topology.steps, "epoch": self.at.epoch - 1})
+        metrics = None
+        while True:
+            loss = self._epoch()
+            metrics = self._evaluate(test)
+            self._report_epoch(self.at.epoch, loss, self.at.seconds, metrics)
+            if self.topology.steps >= total_steps:  # later than planned where steps were not taken
+                break
+            self.at = self.at.next(self.topology.steps)
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.shard:
+            model = restore(checkpoint(model), device=self.accelerator.device)
         self.accelerator.end_training()
         self.topology.close()
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return Trained(
-            model=model.eval(), steps=self.topology.steps, examples=examples, seconds=seconds, metrics=metrics
+            model=model.eval(),
+            steps=self.topology.steps,
+            examples=self.at.examples + self.at.seen,
+            seconds=self.at.seconds,
+            metrics=metrics,
+            skipped=self.at.skipped,
         )
 
-    def _epoch(self, number: int) -> tuple[float, int]:
-        """Train one epoch; return its mean loss and the examples seen."""
+    def _evaluate(self, test: Batches | None) -> Metrics | None:
+        """Evaluate, on the main process alone; what is sharded, all compute."""
+        if test is None or not (self.shard or self.accelerator.is_main_process):
+            return None
+        metrics = evaluate(self.topology.model, test)
+        return metrics if self.accelerator.is_main_process else None
+
+    def _epoch(self) -> float:
+        """Train one epoch, or the rest of it; return its mean loss."""
         self.model.train()
-        self.epochs.number = number
-        losses, seen = [], 0
-        for inputs, labels, count in self.loader:
-            losses.append(self._micro_step(inputs, labels, self._share(seen, count)) * count)
-            seen += count
-            if self.topology.steps >= self.topology.total_steps:
+        at, began = self.at, time.perf_counter() - self.at.seconds
+        self.epochs.number, self.epochs.first = at.epoch, at.calls
+        batches = iter(self.loader) if at.seen < self.examples else iter(())
+        while self.topology.steps < self.topology.total_steps:
+            batch = next(batches, None)
+            if self.random is not None:  # a loader draws a number of its own when it begins
+                restore_random(self.random, self.share.index)
+                self.random = None
+            if batch is None:
                 break
-        mean = float(torch.stack(losses).double().sum()) / seen
-        expect_finite_loss(mean, epoch=number, step=self.topology.steps, lr=self.training.optimizer.lr)
-        return mean, seen
+            inputs, labels, count, part = batch
+            if self._is_open:
+                self._choose_heads(inputs, labels)
+            before = self.topology.steps
+            share = self._share(at.seen, count) * part * self.share.of
+            at.add(self._backward(inputs, labels, share) * count * part, count)
+            if self.accelerator.sync_gradients:
+                self._step()
+            at.seconds = time.perf_counter() - began
+            if self.topology.steps > before:
+                self._keep()
+        self._expect_progress()
+        return float(self._losses().double().sum()) / (at.seen - at.left_out)
+
+    def _expect_progress(self) -> None:
+        """Stop if no batch of the epoch could be trained on, and no smaller loss scale will change that."""
+        steps, scaler = self.topology.steps, self.accelerator.scaler
+        futile = scaler is not None and steps == self.at.first_step and scaler.get_scale() < 1
+        if self.at.left_out == self.at.seen or futile:
+            raise nothing_finite(self.at.epoch, steps, self._lr)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it is still to be measured how heads are computed."""
+        return self.execution.heads == "auto"
+
+    def _choose_heads(self, inputs: Tensor, labels: Tensor) -> None:
+        model = self.topology.model
+        found = from_main(lambda: measure_heads(model, lambda: self._loss(model, inputs, labels)))
+        model.execution = self.execution = self.execution.replace(heads=found.heads)
+        self.report(found.to_event())
+
+    def _loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            logits = model(inputs)
+        return ensemble_loss(
+            logits.float(), labels, reduction=self.spec.loss_reduction, distillation=self.spec.distillation
+        )
 
     def _share(self, seen: int, count: int) -> float:
         """Return a micro-batch's share of its optimiser step, times the number accelerate divides by."""
@@ -174,141 +323,63 @@ class _Run:
         examples = min(size, self.examples - seen // size * size)
         return count * self.training.accumulation / examples
 
-    def _micro_step(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
-        before = self.topology.steps
-        factor = self.timeline.factor(self.training.learning_rate, before)
+    @property
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _backward(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
+        """Add a micro-batch's gradients to those of its step; return its loss."""
+        if self.at.seen % self.training.batch_size == 0:
+            self.guard.begin()
+        with self.accelerator.accumulate(self.model):
+            loss = self._loss(self.model, inputs, labels)
+            self.accelerator.backward(strict(loss, share))
+        return loss.detach()
+
+    def _step(self) -> None:
+        """Take an optimiser step, unless its loss or gradient is not finite."""
+        taken = self.topology.steps
+        factor = self.timeline.factor(self.training.learning_rate, taken)
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.optimizer.lr * factor
-        with self.accelerator.accumulate(self.model):
-            with self.accelerator.autocast():
-                logits = self.model(inputs)
-            loss = ensemble_loss(
-                logits.float(),
-                labels,
-                reduction=self.spec.loss_reduction,
-                distillation=self.spec.distillation,
-            )
-            self.accelerator.backward(loss * share)
-            if self.training.clip_norm is not None and self.accelerator.sync_gradients:
-                self.accelerator.unscale_gradients()
-                self.topology.mask_gradients()
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-            self.optimizer.step()
-            changed = self.topology.step()
-            self.optimizer.zero_grad()
-        if self.topology.steps > before:
+        # A loss scale finds its size by gradients that are not finite, and takes no step by them either.
+        scaled = self.accelerator.scaler is not None
+        if good := scaled or self.guard.passes(taken + 1, self._lr):
+            self._optimize()
+        self.optimizer.zero_grad()
+        if scaled and self.topology.steps == taken:
+            count = self.at.micro_batches(self.training)
+            losses = self.accelerator.reduce(torch.stack(self.at.losses[-count:]), "sum")
+            good = self.guard.passes_losses(taken + 1, self._lr, losses)
+        if not good:
+            self.at.leave_out(self.training)
+            self.report(skipped(taken + 1, self.at.skipped))
+
+    def _optimize(self) -> None:
+        taken = self.topology.steps
+        if self.training.clip_norm is not None:
+            self.accelerator.unscale_gradients()
+            self.topology.mask_gradients()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        self.optimizer.step()
+        changed = self.topology.step()
+        if self.topology.steps > taken:
             self.report({"event": "step", "step": self.topology.steps})
         if changed is not None:
             self.report(changed.to_event())
-        return loss.detach()
 
     def _report_epoch(self, number: int, loss: float, seconds: float, metrics: Metrics | None) -> None:
         record = {
             "epoch": number,
             "step": self.topology.steps,
             "loss": loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._lr,
             "density": self.topology.density,
             "seconds": seconds,
         }
+        if self.at.skipped:
+            record["skipped"] = self.at.skipped
         if metrics is not None:
             record |= metrics.summary()
         self.accelerator.log(record, step=self.topology.steps)
         self.report({"event": "epoch", **record, **({} if metrics is None else metrics.pairs())})
-
-
-class _Epochs(IterableDataset[tuple[Tensor, Tensor, int]]):
-    """A dataset's batches as tensors and their examples, for a DataLoader that does not batch again."""
-
-    def __init__(self, structure: Structure, data: Batches, batch_size: int, seed: int) -> None:
-        self.structure, self.data, self.batch_size, self.seed = structure, data, batch_size, seed
-        self.number = 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        batches = member_batches(self.structure, self.data, self.number, self.batch_size, self.seed)
-        for inputs, labels, count in batches:
-            yield torch.from_numpy(inputs), torch.from_numpy(labels), count
-
-
-def _accelerator(
-    training: Training, device: str | None, trackers: Sequence[str], folder: str | Path | None
-) -> Accelerator:
-    wanted = find_device(device) if device else None
-    if wanted is not None and wanted.type == "cuda":
-        torch.cuda.set_device(wanted)
-    installed = [tracker.value for tracker in get_available_trackers()]
-    for tracker in trackers:
-        if tracker not in installed:
-            raise DataError(
-                f"tracker {tracker!r}: not installed, or unknown to accelerate{nearest(tracker, installed)}; "
-                "install its package"
-            )
-    accelerator = Accelerator(
-        cpu=wanted is not None and wanted.type == "cpu",
-        mixed_precision=PRECISIONS[training.precision],
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=training.accumulation),
-        log_with=list(trackers) or None,
-        project_dir=folder,
-    )
-    if training.precision == "float16" and accelerator.device.type == "cpu":
-        raise DataError("training.precision: float16 needs a GPU; use bfloat16 or float32 on a CPU")
-    if trackers:
-        accelerator.init_trackers("run")
-    return accelerator
-
-
-def _optimizer(model: Ensemble, training: Training) -> torch.optim.Optimizer:
-    match training.optimizer:
-        case SGD(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay):
-            return torch.optim.SGD(
-                decay_groups(model), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay
-            )
-        case Adam(lr=lr, betas=betas, eps=eps, weight_decay=decay):
-            # Fused: the plain one is slowed down by exact zeros on CPUs whose square root treats them apart.
-            return torch.optim.Adam(
-                decay_groups(model), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
-            )
-        case AdamW(lr=lr, betas=betas, eps=eps, weight_decay=decay):
-            return torch.optim.AdamW(
-                decay_groups(model), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
-            )
-
-
-def decay_groups(model: Ensemble) -> list[dict[str, Any]]:
-    """Return a model's parameters for an optimiser: those that weight decay leaves alone in a group of it.
-
-    Example:
-        >>> import nt_models
-        >>> spec = EnsembleSpec(graph=nt_models.mlp(inputs=8, hidden=(16,), classes=3))
-        >>> [len(group["params"]) for group in decay_groups(compile(spec))]
-        [4]
-    """
-    trained = [placed for placed in model.spec.layout.weights if placed.weight.trainable]
-    groups: list[dict[str, Any]] = [
-        {"params": [model.array(p.name) for p in trained if p.weight.decayed]},
-        {"params": [model.array(p.name) for p in trained if not p.weight.decayed], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(wanted or before, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
-@contextmanager
-def _accelerate_alone() -> Iterator[None]:
-    """Let accelerate forget its device and precision afterwards, unless the caller had set them already."""
-    callers = bool(AcceleratorState._shared_state)
-    try:
-        yield
-    finally:
-        if not callers:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()

@@ -6,7 +6,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nt_core import BlockGraph
-from nt_models.llama import llama, llama_130m, llama_250m, llama_350m, llama_tiny
+from nt_models.llama import (
+    llama,
+    llama_1b,
+    llama_7b,
+    llama_13b,
+    llama_34b,
+    llama_70b,
+    llama_130m,
+    llama_250m,
+    llama_350m,
+    llama_tiny,
+)
 from nt_models.mixer import mixer, mixer_s16
 from nt_models.mlp import mlp
 from nt_models.resnet import resnet
@@ -21,6 +32,11 @@ ARCHITECTURES: Mapping[str, Callable[..., BlockGraph]] = MappingProxyType(
             llama_130m,
             llama_250m,
             llama_350m,
+            llama_1b,
+            llama_7b,
+            llama_13b,
+            llama_34b,
+            llama_70b,
             llama_tiny,
             mixer,
             mixer_s16,
@@ -38,6 +54,11 @@ ARCHITECTURES: Mapping[str, Callable[..., BlockGraph]] = MappingProxyType(
 __all__ = [
     "ARCHITECTURES",
     "llama",
+    "llama_1b",
+    "llama_7b",
+    "llama_13b",
+    "llama_34b",
+    "llama_70b",
     "llama_130m",
     "llama_250m",
     "llama_350m",

@@ -113,6 +113,66 @@ def llama_350m(*, vocabulary: int = 32_000, length: int = 1024) -> BlockGraph:
     return llama(blocks=24, width=1024, hidden=2736, heads=16, vocabulary=vocabulary, length=length)
 
 
+@architecture
+def llama_1b(*, vocabulary: int = 32_000, length: int = 2048) -> BlockGraph:
+    """Make the LLaMA of 1.1 G parameters: 22 blocks × 2048, MLP 5632 (TinyLlama, Zhang et al. 2024, §2.2).
+
+    Example:
+        >>> len(llama_1b().counted)
+        22
+    """
+    sizes = {"blocks": 22, "width": 2048, "hidden": 5632, "heads": 32, "kv_heads": 4}
+    return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
+
+
+@architecture
+def llama_7b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
+    """Make the LLaMA of 6.7 G parameters: 32 blocks × 4096, MLP 11008 (Llama 2, arXiv 2307.09288).
+
+    Example:
+        >>> len(llama_7b().counted)
+        32
+    """
+    sizes = {"blocks": 32, "width": 4096, "hidden": 11_008, "heads": 32}
+    return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
+
+
+@architecture
+def llama_13b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
+    """Make the LLaMA of 13.0 G parameters: 40 blocks × 5120, MLP 13824 (Llama 2, arXiv 2307.09288).
+
+    Example:
+        >>> len(llama_13b().counted)
+        40
+    """
+    sizes = {"blocks": 40, "width": 5120, "hidden": 13_824, "heads": 40}
+    return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
+
+
+@architecture
+def llama_34b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
+    """Make the LLaMA of 33.7 G parameters: 48 blocks × 8192, MLP 22016 (as Code Llama's, arXiv 2308.12950).
+
+    Example:
+        >>> len(llama_34b().counted)
+        48
+    """
+    sizes = {"blocks": 48, "width": 8192, "hidden": 22_016, "heads": 64, "kv_heads": 8}
+    return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
+
+
+@architecture
+def llama_70b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
+    """Make the LLaMA of 69.0 G parameters: 80 blocks × 8192, MLP 28672 (Llama 2, arXiv 2307.09288).
+
+    Example:
+        >>> len(llama_70b().counted)
+        80
+    """
+    sizes = {"blocks": 80, "width": 8192, "hidden": 28_672, "heads": 64, "kv_heads": 8}
+    return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
+
+
 def llama_arguments(graph: BlockGraph) -> dict[str, Any]:
     """Return the arguments with which :func:`llama` makes this graph, whatever it was made by.
 

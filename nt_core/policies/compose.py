@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nt_core.arrays import Array, Moment
 from nt_core.errors import TopologyError
+from nt_core.finite import not_finite
 from nt_core.policies.base import Criterion, Layer, Scorer, Swap
 
 Policy = Callable[[Layer, int, Moment], Swap]
@@ -37,7 +38,7 @@ def swap(prune: Criterion, grow: Criterion, *, regrow: bool = False) -> Policy:
     """
 
     def policy(layer: Layer, count: int, moment: Moment) -> Swap:
-        inactive = layer.active.shape[0] - moment.arrays.count(layer.active)
+        inactive = moment.arrays.count(~layer.active)
         k = count if regrow else min(count, inactive)
         drop = drop_positions(prune, layer, k, moment)
         candidates = ~layer.active if regrow else layer.active
@@ -132,7 +133,7 @@ def expect_finite(layer: Layer, moment: Moment, *, gradients: bool) -> None:
     """Check what a policy will read.
 
     Raises:
-        TopologyError: a weight or gradient is NaN or infinite; names the weight, the step and the position.
+        NotFiniteError: a weight or gradient is NaN or infinite; names the weight, the step and the position.
     """
     read = layer.gradients if gradients else None
     for what, array in (("value", layer.weights), ("gradient", read), ("momentum", layer.momentum)):
@@ -140,8 +141,9 @@ def expect_finite(layer: Layer, moment: Moment, *, gradients: bool) -> None:
             continue
         position = moment.arrays.first_not_finite(array)
         if position is not None:
-            raise TopologyError(
-                f"weight {layer.name!r}, step {moment.step}: {what} {float(array[position])} at flat "
-                f"position {position}, expected a finite number; the topology was left as it was. "
-                "Skip this batch, lower the learning rate, or clip the gradient"
+            raise not_finite(
+                f"weight {layer.name!r}, step {moment.step}",
+                f"{what} {float(array[position])} at flat position {position}",
+                "the topology was left as it was",
+                "Skip this batch, lower the learning rate, or clip the gradient",
             )

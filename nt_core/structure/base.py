@@ -56,6 +56,11 @@ class Structure(Value, ABC):
         """
         return None
 
+    @property
+    def row_groups(self) -> int:
+        """How many members divide a training batch's rows among them, in order; 1: all see all of them."""
+        return 1
+
     def expect_batch_size(self, size: int) -> None:
         """Raise unless a batch can be divided among members where it must be.
 

@@ -74,6 +74,10 @@ class BatchEnsemble(Structure):
             return None
         return np.arange(count + -count % self.count, dtype=np.int64) % count
 
+    @property
+    def row_groups(self) -> int:
+        return self.count if self.batch == "split" else 1
+
     def expect_batch_size(self, size: int) -> None:
         if self.batch == "split":
             divisible(size, self.count)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from nt_core.errors import GraphError, SpecError
-from nt_core.graph import BlockGraph
+from nt_core.graph import BlockGraph, expect_ops
 from nt_core.mask import Mask
 from nt_core.random import Random
 from nt_core.structure.base import Reduction, Structure
@@ -76,6 +76,9 @@ class Fission(Structure):
         leaves = self._leaves(len(graph.counted))
         stems = sum(block.kind == "stem" for block in graph.blocks)
         paths = [graph.blocks[stems + blocks :] for blocks in (*leaves, leaves[-1])]
+        expect_ops(
+            sum(len(block.nodes) for path in paths for block in path), f"structure: {self.count} exits"
+        )
         return Layout(
             graph=graph,
             backbone=Part(name="backbone", blocks=graph.blocks[: stems + leaves[-1]]),

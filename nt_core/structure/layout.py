@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from nt_core.graph import INPUT, Block, BlockGraph, Node, owner
+from nt_core.graph import INPUT, Block, BlockGraph, Node, expect_ops, owner
 from nt_core.values import Shape
 from nt_core.weights import Weight
 
@@ -147,8 +147,13 @@ def part_label(part: str) -> str:
 
 
 def spread(graph: BlockGraph, *, shared: int, members: int) -> Layout:
-    """Put the first ``shared`` blocks into the backbone and the others into each head."""
+    """Put the first ``shared`` blocks into the backbone and the others into each head.
+
+    Raises:
+        GraphError: members have more ops than can be laid out.
+    """
     below, above = graph.blocks[:shared], graph.blocks[shared:]
+    expect_ops(members * sum(len(block.nodes) for block in above), f"structure: {members} members")
     return Layout(
         graph=graph,
         backbone=Part(name="backbone", blocks=below) if below else None,
@@ -161,11 +166,8 @@ def spread(graph: BlockGraph, *, shared: int, members: int) -> Layout:
 
 def crossing(heads: Iterable[tuple[Block, ...]]) -> tuple[str, ...]:
     """Return the references that heads of these blocks read from elsewhere."""
-    refs = [
-        ref
-        for blocks in heads
-        for block in blocks
-        for ref in block.reads()
-        if owner(ref) not in {each.name for each in blocks}
-    ]
-    return tuple(dict.fromkeys(refs)) or (INPUT,)
+    refs: dict[str, None] = {}
+    for blocks in heads:
+        own = {block.name for block in blocks}
+        refs |= {ref: None for block in blocks for ref in block.reads() if owner(ref) not in own}
+    return tuple(refs) or (INPUT,)

@@ -102,6 +102,10 @@ class MIMO(Structure):
             op = op.replace(out_features=self.count * op.out_features)
         return replace(node, op=op)
 
+    @property
+    def row_groups(self) -> int:
+        return self.count
+
     def member_rows(self, count: int, stream: Stream) -> NDArray[np.int64]:
         """Shuffle a batch's rows for each member anew, but for a share ρ that all have in the same places."""
         size = count * self.repetitions

@@ -112,11 +112,13 @@ class Blobs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def epoch(self, number: int, batch_size: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    def epoch(
+        self, number: int, batch_size: int, first: int = 0
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Yield (inputs (B, 6), labels (B,)); the last batch may be smaller."""
         order = np.arange(len(self))
         if self.shuffle:
             order = np.random.default_rng(number).permutation(order)
-        for start in range(0, len(order), batch_size):
+        for start in range(first * batch_size, len(order), batch_size):
             part = order[start : start + batch_size]
             yield self.inputs[part], self.labels[part]

@@ -218,7 +218,7 @@ def run_specs() -> st.SearchStrategy[RunSpec]:
     split = st.one_of(st.integers(0, 9), names)
     return st.builds(
         RunSpec,
-        name=names.filter(lambda name: name.strip(".") and not set(name) & set("/\\")),
+        name=names.filter(lambda name: name.strip(".") and not set(name) & {"/", "\\", *map(chr, range(32))}),
         preset=st.none() | st.sampled_from(list(PRESETS)),
         graph=st.sampled_from(
             [

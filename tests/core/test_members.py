@@ -32,8 +32,9 @@ def verbs(trained: list[tuple[int, ...]]) -> Verbs[Checkpoint]:
         model = start(spec)
         trained.append(getattr(spec.structure, "numbers", (1,)))
         report({"event": "step"})
-        for _ in spec.timeline(1).escapes if spec.plan.kind == "explore_refine" else ():
-            leave(model)
+        timeline = spec.timeline(1) if spec.plan.kind == "explore_refine" else None
+        for step in () if timeline is None else timeline.escapes:
+            leave(model, timeline.member_after(step))
             for value in model.values.values():
                 value *= 2
         return Trained(model=model, steps=4, examples=40, seconds=2.0, metrics=None)
@@ -41,7 +42,7 @@ def verbs(trained: list[tuple[int, ...]]) -> Verbs[Checkpoint]:
     def same(model):
         return model
 
-    return Verbs(train=train, checkpoint=same, restore=same, evaluate=lambda _: None)
+    return Verbs(train=train, checkpoint=same, restore=same, evaluate=lambda _: None, kept=lambda _: None)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])

@@ -34,6 +34,11 @@ LARGE = {
     "llama_130m": (nt_models.llama_130m, 12, 134_105_856),
     "llama_250m": (nt_models.llama_250m, 24, 247_370_496),
     "llama_350m": (nt_models.llama_350m, 24, 367_969_280),
+    "llama_1b": (nt_models.llama_1b, 22, 1_100_048_384),
+    "llama_7b": (nt_models.llama_7b, 32, 6_738_415_616),
+    "llama_13b": (nt_models.llama_13b, 40, 13_015_864_320),
+    "llama_34b": (nt_models.llama_34b, 48, 33_743_970_304),
+    "llama_70b": (nt_models.llama_70b, 80, 68_976_648_192),
 }
 """Name → what makes it, its counted blocks, its trainable parameters."""
 

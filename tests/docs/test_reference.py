@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from inspect import isabstract
 from pathlib import Path
@@ -18,8 +19,10 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 import nt_core
+import nt_cpu
 import nt_keras
 import nt_models
+import nt_onnx
 import nt_torch
 from nt_core import (
     allocation,
@@ -39,7 +42,9 @@ from nt_core.checkpoint import save_checkpoint
 from nt_core.metrics import Metrics
 from nt_core.values import Value
 from nt_lab.cli import app
+from nt_lab.latency import Latency
 from nt_lab.runs import row
+from nt_lab.serving import Measured
 
 COMMANDS = typer.main.get_command(app).commands
 MODULES = (allocation, at_init, plan, policies, run_spec, spec, structure, topology, training)
@@ -110,6 +115,22 @@ def test_the_page_lists_what_cost_prints_as_json(cli: str) -> None:
     assert first_cells(section(cli, "### JSON of `nt cost`")) == set(dotted(found[0]))
 
 
+def test_the_page_lists_what_scale_prints_as_json(cli: str) -> None:
+    found = json.loads(CliRunner().invoke(app, ["scale", "rigl", "--json"]).stdout)
+    assert first_cells(section(cli, "### JSON of `nt scale`")) == set(dotted(found[0]))
+
+
+def test_the_scale_page_holds_what_its_commands_print(root: Path) -> None:
+    page = (root / "docs/explanation/scale.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"```bash\n(nt scale [^\n]* --markdown)\n```\n\n((?:[^\n]+\n)+\n(?:\|[^\n]*\n)+)", page
+    )
+    assert len(found) == page.count("--markdown") > 5
+    for command, table in found:
+        printed = CliRunner().invoke(app, shlex.split(command)[1:]).stdout
+        assert table == printed, f"put the output of {command} below it:\n{printed}"
+
+
 def test_the_papers_page_holds_what_cost_prints(root: Path) -> None:
     page = (root / "docs/explanation/papers.md").read_text(encoding="utf-8")
     found = CliRunner().invoke(app, ["cost", "--markdown"]).stdout
@@ -134,6 +155,12 @@ def test_the_page_lists_what_evaluate_prints_as_json(cli: str) -> None:
     metrics = Metrics.of(np.zeros((2, 1, 3)), np.zeros(1, int)).to_dict()
     expected = {"run", "disagreement_matrix", *metrics}
     assert first_cells(section(cli, "### JSON of `nt evaluate`")) == expected
+
+
+def test_the_page_lists_what_bench_prints_as_json(cli: str) -> None:
+    latency = Latency(batch=1, visits=(1.0,), calls=(1.0,))
+    line = Measured(runtime="torch", latency=latency, flops=1, peak=1.0, differs=0.0, times_slower=1.0)
+    assert first_cells(section(cli, "### JSON of `nt bench`")) == set(line.to_dict())
 
 
 # Spec files
@@ -225,7 +252,7 @@ def modules_of(text: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(
-    "module", [nt_core, nt_torch, nt_keras, nt_models], ids=lambda module: module.__name__
+    "module", [nt_core, nt_cpu, nt_torch, nt_keras, nt_models, nt_onnx], ids=lambda module: module.__name__
 )
 def test_the_page_lists_the_public_names_of(root: Path, module: ModuleType) -> None:
     listed = modules_of((root / "docs/reference/python.md").read_text(encoding="utf-8"))

@@ -182,7 +182,7 @@ def test_a_plan_in_steps_stops_there():
 
 
 def test_a_loss_that_is_not_finite_says_what_to_do():
-    with pytest.raises(TopologyError, match="lower the learning rate"):
+    with pytest.raises(TopologyError, match="Lower the learning rate"):
         train(short("single"), training=Training(batch_size=30, optimizer=SGD(lr=1e20)))
 
 
@@ -250,7 +250,7 @@ class Repeats:
     def __len__(self):
         return 40
 
-    def epoch(self, number, batch_size):
+    def epoch(self, number, batch_size, first=0):
         start = np.random.default_rng(number).integers(0, 5, (len(self), 1))
         tokens = (start + np.arange(9)) % 5
         for first in range(0, len(self), batch_size):

@@ -303,3 +303,10 @@ def test_tensorflow_is_told_to_be_quiet(
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     assert nt("train", "single", *FAST, "--out", str(tmp_path)).exit_code == 0
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
+
+
+def test_only_pytorch_has_a_choice_of_heads() -> None:
+    backend = replace(choose("torch")(), name="keras", engine="jax", execution=None)
+    assert not backend.options(None)
+    with pytest.raises(NeuroTrailsError, match="backend keras: heads is a choice of PyTorch's"):
+        backend.options({"heads": "auto"})

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from PIL.PngImagePlugin import PngImageFile
 
 import nt_models
-from nt_core import BlockGraph, DataError
+from nt_core import BlockGraph, DataError, NeuroTrailsError
 from nt_core.training import Data
 from nt_lab.data import Normalisation, load, load_test
+from nt_lab.decode import reader
+from nt_lab.interrupted import begun
+from nt_lab.runs import SPEC, UNFINISHED
 
 SMALL = nt_models.wide_resnet(depth=10, width=1, classes=4, size=8, channels=3)
 Make = Callable[..., Dataset]
@@ -122,7 +129,7 @@ def test_an_image_that_cannot_be_decoded(stored: Store, labelled: Make) -> None:
         {"img": [{"bytes": b"not an image", "path": None}], "label": [0]}, labelled(1).features
     )
     message = complaint(stored(train=broken, test=broken))
-    assert "one of the examples 0 to 0 cannot be decoded" in message
+    assert "example 0: cannot be decoded" in message
 
 
 def test_no_images(stored: Store) -> None:
@@ -189,3 +196,64 @@ def test_a_hub_that_does_not_answer(error: Exception, monkeypatch: pytest.Monkey
 def test_another_kind_of_data_than_the_run_was_trained_on(parquet: str) -> None:
     with pytest.raises(DataError, match="normalised for 1 channels, found 3"):
         load_test(Data(source=parquet), SMALL, Normalisation(mean=(0,), std=(1,)))
+
+
+# From strangers.
+
+
+def images_of(*items: dict[str, Any]) -> Dataset:
+    features = Features(img=datasets.Image(), label=ClassLabel(num_classes=4))
+    return Dataset.from_dict({"img": list(items), "label": [0] * len(items)}, features)
+
+
+def read(item: dict[str, Any]) -> Any:
+    return reader(images_of(item), "img", SMALL, "images")(np.zeros(1, np.int64))
+
+
+def test_an_image_at_an_address_is_not_fetched() -> None:
+    with pytest.raises(
+        DataError, match=r"example 0: expected an image, found the address https://a\.b/c\.png"
+    ):
+        read({"bytes": None, "path": "https://a.b/c.png"})
+    with pytest.raises(DataError, match="found the address zip"):
+        read({"bytes": None, "path": "zip://a.png::b.zip"})
+
+
+def test_an_image_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch, labelled: Make) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("decoded")
+
+    content = BytesIO()
+    PIL.Image.new("RGB", (9000, 8000)).save(content, "PNG")
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(DataError, match="expected an image of at most 67108864 pixels, found 9000 × 8000"):
+        read({"bytes": content.getvalue(), "path": None})
+
+
+def test_formats_that_start_programs_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", fail)
+    header = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(DataError, match=r"cannot be decoded: expected an image \(BMP, GIF"):
+        read({"bytes": header, "path": None})
+
+
+def test_images_are_turned_upright(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    exif = picture.getexif()
+    exif[PIL.ExifTags.Base.Orientation] = 3
+    picture.save(tmp_path / "a.png", exif=exif)
+    (found,) = read({"bytes": None, "path": str(tmp_path / "a.png")})
+    np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(picture)[::-1, ::-1])
+
+
+def test_a_spec_in_a_folder_of_runs_cannot_name_a_file(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "run" / UNFINISHED).mkdir(parents=True)
+    graph = f'{{name: "{tmp_path}/evil.py:graph"}}'
+    (tmp_path / "run" / UNFINISHED / SPEC).write_text(f"graph: {graph}\n")
+    with pytest.raises(NeuroTrailsError, match="no architecture"):
+        begun(tmp_path / "run", None, None)
+    assert not (tmp_path / "ran").exists()

@@ -3,16 +3,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 import nt_core
+import nt_torch
 from nt_core import PRESETS
 from nt_lab.backends import Backend
 from nt_lab.cli import app
@@ -126,6 +130,10 @@ def test_version() -> None:
         (["train", "single", "--epochs", "1", "--steps", "1"], "expected epochs or steps, found both"),
         (["train", "single", "--epochs", "-1"], "epochs"),
         (["train", "single", "--epochs", "1", "--seed", "-1"], "seed"),
+        (["train"], "expected a SPEC, or --resume RUN"),
+        (["train", "--resume", "no/run"], "expected a run that was interrupted, found none"),
+        (["train", "single", "--resume", "no/run"], "but spec='single' was given too; leave it out"),
+        (["train", "--resume", "no/run", "--epochs", "3"], "was given too; leave it out"),
         (["evaluate", "no/run"], "is this a run's folder?"),
         (["compare", "no/run"], "is this a run's folder?"),
     ],
@@ -232,6 +240,47 @@ def test_train_options_end_up_in_the_spec(
     assert (spec["plan"]["steps"], spec["plan"]["epochs"]) == (3, None)
     assert "holds a run already" in complaint("train", "mine.yaml", "--data", parquet)
     assert nt("train", "mine.yaml", "--data", parquet, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "command"),
+    [
+        (signal.SIGINT, 130, ["single"]),
+        (signal.SIGTERM, 143, ["single"]),
+        (signal.SIGTERM, 143, ["neurotrails", "--heads", "batched", "--activation-checkpointing"]),
+    ],
+)
+def test_a_signal_stops_a_training_and_resume_goes_on_with_it(
+    tmp_path: Path, number: signal.Signals, code: int, command: list[str]
+) -> None:
+    train = nt_torch.train
+
+    def interrupted(*given: object, report: Callable[[Any], None], **options: Any) -> object:
+        def watch(event: Any) -> None:
+            report(event)
+            if event["event"] == "step" and event["step"] == 3:
+                os.kill(os.getpid(), number)
+
+        return train(*given, report=watch, **options)
+
+    run, whole = str(tmp_path / "run"), str(tmp_path / "whole")
+    with mock.patch("nt_torch.train.train", interrupted):
+        result = nt("train", *command, *FAST, "--out", run)
+    assert result.exit_code == code
+    assert f"stopped after step 3 of 12; go on with: nt train --resume {run}" in result.stderr
+    assert nt("train", "--resume", run).exit_code == 0
+    assert nt("train", *command, *FAST, "--out", whole).exit_code == 0
+    files = [Path(folder, "model.safetensors").read_bytes() for folder in (run, whole)]
+    assert files[0] == files[1]
+    assert "the run is complete" in " ".join(complaint("train", "--resume", run).replace("│", " ").split())
+
+
+def test_heads_are_measured_and_the_history_says_so(tmp_path: Path) -> None:
+    nt("train", "neurotrails", *FAST, "--heads", "auto", "--out", str(tmp_path / "run"))
+    first, *_ = map(json.loads, (tmp_path / "run" / "history.jsonl").read_text().splitlines())
+    assert (first["event"], sorted(first["seconds"])) == ("heads", ["batched", "loop"])
+    message = complaint("train", "neurotrails", *FAST, "--heads", "both", "--out", str(tmp_path / "other"))
+    assert "execution.heads" in message
 
 
 def test_runs_on_different_data_are_pointed_out(tmp_path: Path, fake_backend: Make, parquet: str) -> None:

@@ -44,6 +44,7 @@ class Turns:
             checkpoint=self.fake.checkpoint,
             restore=lambda saved: saved.spec,
             evaluate=lambda model: self.fake.evaluate(self.fake.checkpoint(model), options["test"]),
+            kept=lambda _: None,
         )
         return train_members(spec, verbs, options["members"], options["report"])
 

@@ -62,6 +62,7 @@ def test_a_run_that_fails_loses_nothing(tmp_path: Path, error: type[BaseExceptio
     assert content(tmp_path) == whole("old") | {"notes.txt": "mine"}
     assert RunFolder(tmp_path / UNFINISHED).history() == [{"event": "epoch"}]
     with RunFolder(tmp_path).replacing(overwrite=True) as unfinished:
+        unfinished.forget(lambda _: False)
         assert not unfinished.path.exists()
         fill(unfinished.path, "new")
     assert content(tmp_path) == whole("new") | {"notes.txt": "mine"}
@@ -156,3 +157,12 @@ def test_a_table_as_csv(tmp_path: Path) -> None:
     assert float(rows[0]["relative_flops_training"]) == 0.25
     with pytest.raises(NeuroTrailsError, match="cannot be written"):
         write_csv(tmp_path / "no" / "table.csv", [flat(line)])
+
+
+def test_what_a_killed_write_left_goes_with_its_run(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.replacing(overwrite=False) as unfinished:
+        fill(unfinished.path, "new")
+        for name in FILES:
+            (unfinished.path / f".{name}.123.tmp").write_bytes(b"half")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {*FILES}

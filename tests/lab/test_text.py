@@ -144,7 +144,11 @@ def test_other_names_go_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None
             assert options == {"add_special_tokens": False, "verbose": False}
             return {"input_ids": ["ab".index(letter) for letter in text]}
 
-    found = SimpleNamespace(AutoTokenizer=SimpleNamespace(from_pretrained=lambda name: Loaded()))
+    found = SimpleNamespace(
+        AutoTokenizer=SimpleNamespace(
+            from_pretrained=lambda name, trust_remote_code: trust_remote_code or Loaded()
+        )
+    )
     monkeypatch.setitem(sys.modules, "transformers", found)
     tokenizer = open_tokenizer("somebody/letters")
     assert (tokenizer.size, tokenizer.encode(b"abba", "here").tolist()) == (3, [0, 1, 1, 0, 2])

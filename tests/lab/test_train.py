@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,47 @@ def test_what_cannot_be_held_out_is_an_error(
     with pytest.raises(NeuroTrailsError, match=said):
         lab.train(small("aggregation=fitted", *overrides), tmp_path / "run", backend=fake_backend)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_several_processes_are_not_for_keras(
+    tmp_path: Path, fake_backend: Any, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run = read_spec("single", nt_models.ARCHITECTURES, ["graph.width=1", "plan.epochs=1"])
+    with pytest.raises(NeuroTrailsError, match="backend keras: expected one process, found 2"):
+        lab.train(run, tmp_path / "run", backend=lambda: replace(fake_backend(), name="keras"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_no_launcher_gave_writes_its_run(
+    tmp_path: Path, fake_backend: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    run = read_spec("single", nt_models.ARCHITECTURES, ["graph.width=1", "plan.epochs=1"])
+    assert lab.train(run, tmp_path / "run", backend=fake_backend)["name"] == "single"
+
+
+@pytest.mark.parametrize(
+    ("store", "restarts", "rank", "warned"),
+    [
+        ("True", "3", "0", True),
+        ("True", "3", "1", False),
+        ("True", "0", "0", False),
+        ("False", "3", "0", False),
+    ],
+)
+def test_restarts_that_may_hang_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, store: str, restarts: str, rank: str, warned: bool
+) -> None:
+    for name, value in (
+        ("LOCAL_RANK", rank),
+        ("RANK", rank),
+        ("TORCHELASTIC_USE_AGENT_STORE", store),
+        ("TORCHELASTIC_MAX_RESTARTS", restarts),
+    ):
+        monkeypatch.setenv(name, value)
+    problem = lab.restart_problem()
+    assert (problem is not None) == warned
+    assert problem is None or "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in problem

@@ -1,18 +1,22 @@
 """The PyTorch backend gives the NumPy reference's numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nt_core import Random, ops
+from nt_core import Independent, Random, ops
 from nt_core.ops import OPS
 from nt_core.policies import Layer
 from nt_core.testing import CHECKS, check_dropout, check_update, model_cases, op_cases, update_cases
 from nt_models.tiny import TINY
 from nt_torch.arrays import TorchArrays, threefry2x32
+from nt_torch.batched import BATCHED
 from nt_torch.compile import Ensemble, as_numpy
+from nt_torch.execution import Execution, why_not_batched
 from nt_torch.lowering import LOWERINGS
 from nt_torch.topology import Topology
 
@@ -20,8 +24,12 @@ CASES = [*op_cases(), *model_cases({name: make() for name, make in TINY.items()}
 
 
 class TorchBackend:
+    def __init__(self, **execution):
+        self.execution = Execution(**execution)
+
     def build(self, case, values):
         model = Ensemble(case.spec)
+        model.execution = self.execution
         kinds = {v.dtype for v in values.values()}
         model = model.to(torch.float64 if kinds == {np.dtype(np.float64)} else torch.float32)
         with torch.no_grad():
@@ -61,6 +69,7 @@ class TorchBackend:
 
 def test_every_op_has_a_lowering():
     assert set(LOWERINGS) == set(OPS)
+    assert set(BATCHED) == set(OPS)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
@@ -68,6 +77,21 @@ def test_every_op_has_a_lowering():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_conforms_to_the_reference(case, check, dtype):
     check(TorchBackend(), case, dtype)
+
+
+HEADS = [
+    *[replace(case, structure=Independent(count=2)) for case in op_cases()],
+    *[case for case in CASES if case.kind == "model" and why_not_batched(case.layout) is None],
+]
+"""Each op on weights of two heads, and every model with heads that are alike."""
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", HEADS, ids=str)
+def test_batched_heads_conform_to_the_reference(case, check, recompute):
+    backend = TorchBackend(heads="batched", activation_checkpointing=recompute)
+    check(backend, case, np.float32 if recompute and case.kind == "model" else np.float64)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
@@ -150,6 +174,7 @@ def test_uniform_numbers_are_those_of_numpy(start, seed):
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_pointwise_convolutions_with_strides_keep_to_their_memory(channels: int) -> None:
     """PyTorch's own crash here on CPUs, sooner or later, where images are channels last."""
+    torch.manual_seed(channels)
     op = ops.Conv2d(in_channels=channels, out_channels=8, kernel=(1, 1), stride=(2, 2), bias=True)
     ours, theirs = LOWERINGS[ops.Conv2d](op, [(channels, 8, 6)]), torch.nn.Conv2d(channels, 8, 1, 2)
     ours.load_state_dict(theirs.state_dict())
@@ -163,4 +188,5 @@ def test_pointwise_convolutions_with_strides_keep_to_their_memory(channels: int)
         found.square().sum().backward()
         expected.square().sum().backward()
         torch.testing.assert_close(last.grad, first.grad)
-        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+        # Sums of some thousand products near 1, each engine in its own order.
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)

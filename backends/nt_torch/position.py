@@ -1,0 +1,72 @@
+"""Where a training is: what its trainer counts, and its states hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from nt_core.training import Training
+
+
+@dataclass
+class Position:
+    """How far a training has come.
+
+    Attributes:
+        epoch: its number, from 1.
+        calls: micro-batches of the epoch so far.
+        seen: examples in them.
+        left_out: of these, examples in batches that were passed over.
+        losses: of each other micro-batch, times its examples.
+        first_step: optimiser steps taken before the epoch.
+        skipped: batches passed over so far, in all epochs.
+        examples: of the epochs before.
+        seconds: of training so far, evaluation aside.
+
+    Example:
+        >>> import torch
+        >>> at, training = Position(), Training(batch_size=4, accumulation=2)
+        >>> for _ in range(4):
+        ...     at.add(torch.ones(()), 2)
+        >>> at.leave_out(training)
+        >>> at.calls, at.seen, at.left_out, len(at.losses), at.skipped
+        (4, 8, 4, 2, 1)
+    """
+
+    epoch: int = 1
+    calls: int = 0
+    seen: int = 0
+    left_out: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    first_step: int = 0
+    skipped: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: Tensor, examples: int) -> None:
+        """Count a micro-batch."""
+        self.losses.append(loss)
+        self.calls, self.seen = self.calls + 1, self.seen + examples
+
+    def micro_batches(self, training: Training) -> int:
+        """Return how many of the last ones belong to the optimiser step that is due now."""
+        return -(-self._in_step(training) * training.accumulation // training.batch_size)
+
+    def leave_out(self, training: Training) -> None:
+        """Count the batch of the optimiser step that is due now as passed over."""
+        del self.losses[-self.micro_batches(training) :]
+        self.left_out, self.skipped = self.left_out + self._in_step(training), self.skipped + 1
+
+    def next(self, steps: int) -> Position:
+        """Return the beginning of the next epoch, after so many optimiser steps."""
+        return Position(
+            epoch=self.epoch + 1,
+            first_step=steps,
+            skipped=self.skipped,
+            examples=self.examples + self.seen,
+            seconds=self.seconds,
+        )
+
+    def _in_step(self, training: Training) -> int:
+        return (self.seen - 1) % training.batch_size + 1

@@ -1,0 +1,84 @@
+"""Images that anybody may have made: measured before they are decoded, in formats that run nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Image as Picture
+
+from nt_core.errors import DataError
+from nt_core.files import expect_file
+
+FORMATS: Final = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read. Others that Pillow knows are rare in datasets, and one starts a program (EPS)."""
+
+MOST_PIXELS: Final = 1 << 26
+"""Of one image: 8192 × 8192. A file of a few kilobytes can declare any number."""
+
+
+def open_picture(
+    item: Mapping[str, Any] | None, mode: str | None, where: str, most_pixels: int = MOST_PIXELS
+) -> Picture | None:
+    """Open an image as ``datasets`` stores it, turned upright, and decode it if it is not too large.
+
+    Args:
+        item: its ``bytes``, or the ``path`` of a file on this machine; None: no image.
+        mode: what to convert it to; None: as it is.
+        where: the example, for errors.
+        most_pixels: how large it may be.
+
+    Raises:
+        DataError: it is larger, damaged, of another format, or lies elsewhere.
+
+    Example:
+        >>> content = BytesIO()
+        >>> Image.new("L", (4, 2)).save(content, "PNG")
+        >>> open_picture({"bytes": content.getvalue(), "path": None}, None, "example 0").size
+        (4, 2)
+    """
+    if item is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            picture: Picture = Image.open(_source(item, where), formats=FORMATS)
+            expect_pixels(picture, where, most_pixels)
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+            return picture if mode in (None, picture.mode) else picture.convert(mode)
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise DataError(
+                f"{where}: cannot be decoded: expected an image ({', '.join(FORMATS)}); remove or replace it"
+            ) from None
+        except Exception as error:  # decoders of broken files raise whatever they stumble over
+            raise DataError(f"{where}: cannot be decoded: {error}; remove or replace it") from None
+
+
+def expect_pixels(picture: Picture, where: str, most: int) -> None:
+    """Raise if an image that is not decoded yet is larger than it may be.
+
+    Raises:
+        DataError: it is.
+    """
+    width, height = picture.size
+    if width * height > most:
+        raise DataError(
+            f"{where}: expected an image of at most {most} pixels, found {width} × {height}; resize it first"
+        )
+
+
+def _source(item: Mapping[str, Any], where: str) -> BytesIO | Path:
+    if item["bytes"] is not None:
+        return BytesIO(item["bytes"])
+    path = str(item["path"])
+    if "://" in path or "::" in path:
+        raise DataError(f"{where}: expected an image, found the address {path:.200}; download it first")
+    expect_file(Path(path))
+    return Path(path)
