@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import keras
@@ -27,6 +28,23 @@ FIRST_SCALE: Final = 2.0**15
 GROWTH_STEPS: Final = 2000
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What a step that is not taken must not have changed.
+
+    In a record, because Keras takes the variables in an optimiser's lists for its own.
+
+    Attributes:
+        variables: what is put back.
+        before: as they were before the step.
+        losses: which of them sum up losses.
+    """
+
+    variables: Sequence[Any] = ()
+    before: Sequence[Any] = ()
+    losses: Sequence[Any] = ()
+
+
 @register
 class Guard(Wrapper):
     """Takes no step by a gradient that is not finite: the wrapped optimiser is as if its batch had not been.
@@ -46,9 +64,7 @@ class Guard(Wrapper):
     ) -> None:
         super().__init__(inner_optimizer, name=name)
         self.scaled = scaled
-        self._watched: list[Any] = []
-        self._before: list[Any] = []
-        self._losses: list[Any] = []
+        self._watched = Watched()
 
     def watch(self, model: Ensemble, loss: keras.metrics.Metric, policy: NonFinite) -> None:
         """Find what a step that is not taken must not have changed, once the guard is built.
@@ -58,12 +74,15 @@ class Guard(Wrapper):
             loss: a metric that sums up losses.
             policy: what is done about such a step; where training stops, nothing needs to be put back.
         """
-        self._losses = list(loss.variables)
-        if policy == "skip":
-            running = [placed.name for placed in model.spec.layout.weights if placed.weight.role == "running"]
-            smoothed = getattr(self.inner_optimizer, "smoothed", ()) if self.accumulation > 1 else ()
-            self._watched = [*map(model.variable, running), *self._losses, *smoothed]
-            self._before = [self.add_variable_from_reference(each, name="before") for each in self._watched]
+        losses = tuple(loss.variables)
+        if policy == "stop":
+            self._watched = Watched(losses=losses)
+            return
+        running = [placed.name for placed in model.spec.layout.weights if placed.weight.role == "running"]
+        smoothed = getattr(self.inner_optimizer, "smoothed", ()) if self.accumulation > 1 else ()
+        variables = (*map(model.variable, running), *losses, *smoothed)
+        before = tuple(self.add_variable_from_reference(each, name="before") for each in variables)
+        self._watched = Watched(variables=variables, before=before, losses=losses)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the variables; ``variables`` are the model's trainable ones."""
@@ -150,32 +169,33 @@ class Guard(Wrapper):
 
     def begin(self) -> None:
         """Remember what is watched, at the beginning of a step."""
-        if not self._watched:
+        watched = self._watched
+        if not watched.variables:
             return
 
         def copy(*values: Any) -> None:
-            engine.assign(_second, self._before, values)
+            engine.assign(_second, watched.before, values)
 
-        values = [ops.convert_to_tensor(each.value) for each in self._watched]
+        values = [ops.convert_to_tensor(each.value) for each in watched.variables]
         if self.accumulation == 1:
             copy(*values)
         else:
-            engine.cond(ops.equal(self._place(), 0), copy, engine.nothing, values, self._before)
+            engine.cond(ops.equal(self._place(), 0), copy, engine.nothing, values, watched.before)
 
     def end(self) -> Any:
         """Put back what is watched, after a step that was not taken; return the verdict."""
         untaken = ops.logical_and(ops.not_equal(self._bad.value, 0), ops.equal(self._place(), 0))
-        lost = untaken
+        lost, watched = untaken, self._watched
         if self.scaled:
-            finite = [ops.isfinite(ops.convert_to_tensor(each.value)) for each in self._losses]
+            finite = [ops.isfinite(ops.convert_to_tensor(each.value)) for each in watched.losses]
             lost = ops.logical_and(untaken, ops.logical_not(ops.all(ops.stack(finite))))
-        if self._watched:
+        if watched.variables:
 
             def restore(*values: Any) -> None:
-                engine.assign(_second, self._watched, values)
+                engine.assign(_second, watched.variables, values)
 
-            values = [ops.convert_to_tensor(each.value) for each in self._before]
-            engine.cond(lost, restore, engine.nothing, values, self._watched)
+            values = [ops.convert_to_tensor(each.value) for each in watched.before]
+            engine.cond(lost, restore, engine.nothing, values, watched.variables)
         return ops.where(lost, NOT_FINITE, ops.where(untaken, SCALE_TOO_LARGE, TAKEN))
 
     def get_config(self) -> dict[str, Any]:

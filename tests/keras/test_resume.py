@@ -52,6 +52,13 @@ def test_members_one_after_another_go_on_in_the_middle_of_the_second(tmp_path):
     assert [event["trained"] for event in found.history if event["event"] == "member"] == [(1,), (2,), (3,)]
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_sums_of_an_epoch_do_not_enter_the_next(policy, tmp_path):
+    spec = short("snfs").replace(plan=OneRun(epochs=2))
+    found = both(spec, Training(batch_size=30, non_finite=policy), tmp_path, stops=(3,))
+    assert [event["step"] for event in found.history if event["event"] == "epoch"] == [3, 6]
+
+
 class Images(Blobs):
     def epoch(self, number, batch_size, first=0):
         for inputs, labels in super().epoch(number, batch_size, first):
