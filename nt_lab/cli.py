@@ -210,7 +210,7 @@ def train(
         run = architectures.read_to_train(spec, [*(overrides or []), *changes], preset)
     ensemble = run.ensemble(architectures.ARCHITECTURES)
     console.quiet_libraries()
-    from nt_lab import backends, tables
+    from nt_lab import backends, processes, tables
     from nt_lab import train as lab
     from nt_lab.progress import progress
 
@@ -224,11 +224,11 @@ def train(
         "shard": shard,
         "execution": execution,
     }
-    if problem := lab.restart_problem():
+    if problem := processes.restart_problem():
         typer.echo(f"warning: {problem}", err=True)
     with signals.stopping(folder) as stopping:
         settings["stopping"] = stopping
-        if lab.rank() > 0:
+        if processes.rank() > 0:
             lab.train(run, folder, **settings)
             return
         if as_json:

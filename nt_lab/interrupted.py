@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nt_core.checkpoint import CONFIG, Checkpoint, load_checkpoint, read_config, save_checkpoint
+from nt_core.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.plan import ExploreRefine
 from nt_core.run_spec import RunSpec, read_spec
@@ -16,6 +16,7 @@ from nt_core.spec import EnsembleSpec
 from nt_core.states import State, States
 from nt_core.structure import Independent
 from nt_lab.backends import Backend
+from nt_lab.processes import rank
 from nt_lab.runs import MEMBERS, SPEC, STATES, UNFINISHED, RunFolder, plain
 from nt_models import ARCHITECTURES
 
@@ -142,9 +143,10 @@ def begun(
     Raises:
         NeuroTrailsError: nothing was begun there, or it is complete.
     """
-    unfinished = RunFolder(folder / UNFINISHED)
+    if rank() == 0:
+        RunFolder(folder).finish()
+    unfinished, complete = RunFolder(folder / UNFINISHED), RunFolder(folder).is_complete
     if not (unfinished.path / SPEC).is_file():
-        complete = (folder / CONFIG).is_file()
         raise NeuroTrailsError(
             f"{folder}: "
             + (

@@ -67,7 +67,7 @@ class Bar:
             case "start":
                 self._epochs = record["total_epochs"]
                 self._bars.update(self._task, total=record["total_steps"], completed=0, figures="")
-            case "member" | "resume" | "resumed":
+            case "member" | "resume" | "resumed" | "finished":
                 self._bars.console.print(about_members(record), markup=False, highlight=False)
             case "step":
                 self._bars.update(self._task, completed=record["step"])
@@ -90,7 +90,7 @@ class Lines:
             case "start":
                 self._steps, self._epochs, self._shown = record["total_steps"], record["total_epochs"], 0
                 self._latest = {"epoch": 0}
-            case "member" | "resume" | "resumed":
+            case "member" | "resume" | "resumed" | "finished":
                 text = f"{self._name}  {about_members(record)}"
                 self._console.print(text, markup=False, highlight=False)
                 if record["event"] == "resumed":
@@ -125,7 +125,11 @@ def about_members(record: Mapping[str, Any]) -> str:
         'found finished members of an interrupted run: 1, 2 of 3; going on with the others'
         >>> about_members({"event": "resumed", "step": 40})
         'found the state of an interrupted run; going on after step 40'
+        >>> about_members({"event": "finished"})
+        'found a run of this spec that was stopped after its end; it is complete now'
     """
+    if record["event"] == "finished":
+        return "found a run of this spec that was stopped after its end; it is complete now"
     if record["event"] == "resumed":
         return f"found the state of an interrupted run; going on after step {record['step']}"
     numbers = ", ".join(map(str, record["trained"]))

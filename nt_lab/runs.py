@@ -54,6 +54,23 @@ class RunFolder:
 
     path: Path
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether a complete run lies here, or all of it but its last files to be moved."""
+        return any((folder / CONFIG).exists() for folder in (self.path / UNFINISHED, self.path))
+
+    def finish(self) -> bool:
+        """Move the last files of a run that was complete, but stopped while they moved here.
+
+        Returns:
+            Whether there was one.
+        """
+        staging = self.path / UNFINISHED
+        if not (staging / CONFIG).exists():
+            return False
+        _move(staging, self.path)
+        return True
+
     @contextmanager
     def replacing(self, *, overwrite: bool) -> Iterator[RunFolder]:
         """Give a folder for a new run, whose files move here once it is complete.
@@ -67,17 +84,15 @@ class RunFolder:
         Raises:
             NeuroTrailsError: a run lies here and may not be replaced.
         """
-        staging = RunFolder(self.path / UNFINISHED)
-        if (staging.path / CONFIG).exists():  # complete, but stopped while it moved
-            _move(staging.path, self.path)
+        self.finish()
         present = _present(self.path)
         if present and not overwrite:
             raise NeuroTrailsError(
                 f"{self.path}: holds a run already ({', '.join(present)}); choose another folder with --out, "
                 "or replace it with --overwrite"
             )
-        yield staging
-        _move(staging.path, self.path)
+        yield RunFolder(self.path / UNFINISHED)
+        self.finish()
 
     def write_spec(self, run: RunSpec) -> None:
         """Write the spec, spelled out, so that the run can be repeated from it.

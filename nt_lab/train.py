@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any, Final
 import nt_core
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
-from nt_core.errors import NeuroTrailsError
 from nt_core.metrics import Metrics
 from nt_core.run_spec import RunSpec
 from nt_core.spec import EnsembleSpec, FittedAverage
@@ -25,6 +23,7 @@ from nt_lab.backends import Backend, choose
 from nt_lab.data import Split, load
 from nt_lab.evaluation import Evaluator
 from nt_lab.interrupted import Progress
+from nt_lab.processes import expect_processes, rank
 from nt_lab.runs import RunFolder, plain, row
 from nt_lab.stream import Stream
 
@@ -53,7 +52,8 @@ def train(
     """Train what a spec file declares and write the run's folder.
 
     What an interrupted run of the same spec left in the folder is gone on from, to the same end, bit for bit,
-    as if it had not been interrupted.
+    as if it had not been interrupted; of one that was complete, but for moving its files, the record is
+    returned.
 
     Args:
         run: the spec, as it shall be recorded.
@@ -81,14 +81,19 @@ def train(
     spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(1, limit=spec.longest)  # an open-ended plan is an error before any data is loaded
     make_backend = backend or choose()  # a missing framework is one too
+    target = RunFolder(Path(folder))
     if rank() > 0:  # train together with the first process, which writes the run
+        if target.is_complete and not overwrite:
+            return {}
         split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
         states = States(folder, every=save_every, stopping=stopping)
         chosen.train(
             spec, run.training, split.train, test=split.test, device=device, states=states, **options
         )
         return {}
-    target = RunFolder(Path(folder))
+    if target.finish() and not overwrite and (record := target.record())["run"] == plain(run.to_dict()):
+        report({"event": "finished"})
+        return record
     with target.replacing(overwrite=overwrite) as unfinished:
         split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
         start: dict[str, Any] = {}
@@ -129,31 +134,6 @@ def train(
     return record
 
 
-def rank() -> int:
-    """Return this process's number among those that ``torchrun`` or ``accelerate launch`` started.
-
-    Example:
-        >>> rank()
-        0
-    """
-    return int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
-
-
-def restart_problem() -> str | None:
-    """Return why a restart by ``torchrun`` may hang; None: nothing is known that would let it.
-
-    PyTorch 2.4 and later share one store between restarts, where processes may find addresses of those that
-    died (pytorch issue 135712).
-    """
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if rank() or not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
-        return None
-    return (
-        "torchrun: processes that it starts again may wait for ever for those that died (pytorch issue "
-        "135712); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
-    )
-
-
 def _prepared(
     run: RunSpec,
     spec: EnsembleSpec,
@@ -163,26 +143,9 @@ def _prepared(
 ) -> tuple[Split, Backend, dict[str, Any]]:
     """Return what every process trains with: the data, the backend, and what its ``train`` is asked for."""
     split = load(run.data, spec.graph, run.seed, stream_epoch=_stream_epoch(run), held_out=_held_out(spec))
-    chosen = _expect_processes(make_backend(), shard)
+    chosen = expect_processes(make_backend(), shard)
     sharded = {"shard": True} if shard else {}
     return split, chosen, {"seed": run.seed, **chosen.options(execution), **sharded}
-
-
-def _expect_processes(backend: Backend, shard: bool) -> Backend:
-    """Return a backend, if it can train in as many processes as there are.
-
-    Raises:
-        NeuroTrailsError: it trains in one, and each would train by itself; or it does not shard.
-    """
-    if shard and backend.name != "torch":
-        raise NeuroTrailsError(f"backend {backend.name}: it does not shard; leave --shard out, or use torch")
-    count = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if count > 1 and backend.name == "keras":
-        raise NeuroTrailsError(
-            f"backend keras: expected one process, found {count}; start nt without torchrun (TensorFlow uses "
-            "several devices by tf.distribute, in a script), or choose --backend torch"
-        )
-    return backend
 
 
 def _held_out(spec: EnsembleSpec) -> float | None:

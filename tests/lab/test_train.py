@@ -17,7 +17,9 @@ from nt_core.cost import cost
 from nt_lab import train as lab
 from nt_lab.backends import BACKENDS, Backend, choose
 from nt_lab.evaluation import evaluate
-from nt_lab.runs import RunFolder, row
+from nt_lab.interrupted import begun
+from nt_lab.processes import restart_problem
+from nt_lab.runs import FILES, UNFINISHED, RunFolder, row
 
 Make = Callable[[], Backend]
 SMALL = ["graph.width=1", "plan.epochs=2", "training.batch_size=100", "name=small"]
@@ -120,6 +122,30 @@ def test_a_training_that_fails_keeps_the_earlier_run(tmp_path: Path, fake_backen
     load_checkpoint(tmp_path)
     second = lab.train(small("seed=1"), tmp_path, backend=fake_backend, overwrite=True)
     assert RunFolder(tmp_path).record() == second != first
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_run_that_was_stopped_after_its_end_is_not_trained_again(
+    tmp_path: Path, fake_backend: Make, moved: int
+) -> None:
+    def stop_moving() -> None:
+        for name in FILES[: len(FILES) - moved]:
+            (tmp_path / UNFINISHED).mkdir(exist_ok=True)
+            (tmp_path / name).replace(tmp_path / UNFINISHED / name)
+
+    events: list[Any] = []
+    record = lab.train(small(), tmp_path, backend=fake_backend)
+    stop_moving()
+    assert lab.train(small(), tmp_path, backend=fake_backend, report=events.append) == record
+    assert events == [{"event": "finished"}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    stop_moving()
+    with pytest.raises(NeuroTrailsError, match="holds a run already"):
+        lab.train(small("seed=1"), tmp_path, backend=fake_backend)
+    stop_moving()
+    with pytest.raises(NeuroTrailsError, match="the run is complete; there is nothing to go on with"):
+        begun(tmp_path, None, None)
+    assert RunFolder(tmp_path).record() == record
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(
@@ -255,6 +281,6 @@ def test_restarts_that_may_hang_are_warned_of(
         ("TORCHELASTIC_MAX_RESTARTS", restarts),
     ):
         monkeypatch.setenv(name, value)
-    problem = lab.restart_problem()
+    problem = restart_problem()
     assert (problem is not None) == warned
     assert problem is None or "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in problem
