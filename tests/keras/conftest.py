@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -36,6 +37,12 @@ def one_thread():
         import torch
 
         torch.set_num_threads(1)
+
+
+def pytest_runtest_teardown():
+    """Leave a test's garbage where it is: TensorFlow takes as long to free graphs as to run most tests."""
+    if keras.backend.backend() == "tensorflow":
+        gc.freeze()
 
 
 @pytest.fixture

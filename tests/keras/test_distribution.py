@@ -25,6 +25,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow's own", allow_module_level=True)
 
 optimizers = keras.optimizers
+pytestmark = pytest.mark.xdist_group("two devices")
 GRAPH = nt_models.mlp(inputs=6, hidden=(8,), classes=3)
 GENERATOR = np.random.default_rng(0)
 X, Y = GENERATOR.normal(size=(24, 6)), GENERATOR.integers(0, 3, 24)

@@ -22,8 +22,8 @@ from nt_core.metrics import Metrics
 from nt_core.training import Trained
 from nt_lab.backends import BACKENDS, ENGINE_VARIABLE, Backend
 
-hypothesis.settings.register_profile("lab", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("lab")
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")
