@@ -28,7 +28,7 @@ Load = Callable[[str, str], Mapping[str, Any]]
 
 @pytest.fixture(scope="session")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Give what a backend computes for a task; the first to ask has all backends compute it, two at a time."""
+    """Give what a backend computes for a task; at the first, all backends compute it, two at a time."""
     root, found = tmp_path_factory.mktemp("parity"), {}
 
     def compute(name: str, task: str) -> Mapping[str, Any]:
