@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
-from nt_core.arrays import NUMPY, Draws
+from nt_core.arrays import NUMPY, Array, Arrays, Draws
 from nt_core.errors import TopologyError
 from nt_core.random import Random
 from nt_core.selection import DIGIT_BITS
@@ -22,8 +20,6 @@ from nt_core.update import Update
 
 if TYPE_CHECKING:  # importing it takes a second
     from torch.distributed.tensor import DTensor
-
-Numbers = NDArray[Any]
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -100,22 +96,24 @@ class ShardedArrays:
         group: the processes.
         device: where their messages lie.
         starts: the first position, in the whole, of this process's part of each weight.
+        own: what it reads its part with: NumPy, or tensors of its device.
     """
 
     group: Any
     device: torch.device
     starts: Mapping[str, int]
+    own: Arrays = NUMPY
 
     def top_k(
-        self, scores: Numbers | Callable[[slice], Numbers], among: Numbers, k: int, *, inverse: bool = False
-    ) -> Numbers:
+        self, scores: Array | Callable[[slice], Array], among: Array, k: int, *, inverse: bool = False
+    ) -> Array:
         """Return this process's positions among the k largest scores of all; ties go to the lowest position.
 
         The k-th largest score is found digit by digit: processes add up histograms, never scores.
         """
-        positions = np.flatnonzero(~among if inverse else among)
-        read = scores(slice(0, among.shape[0], 1)) if callable(scores) else scores
-        values = torch.from_numpy(np.ascontiguousarray(read[positions]))
+        positions = self.own.nonzero(~among if inverse else among)
+        read = (scores(slice(0, among.shape[0], 1)) if callable(scores) else scores)[positions]
+        values = read if isinstance(read, Tensor) else torch.from_numpy(read)
         available, bad = self._sum(torch.tensor([len(positions), int(torch.isnan(values).sum())])).tolist()
         if not 0 <= k <= available:
             raise TopologyError(f"k: {k} positions requested, {available} available; choose 0 to {available}")
@@ -128,40 +126,40 @@ class ShardedArrays:
         chosen, equal = keys > threshold, keys == threshold
         before = int(self._counts(int(equal.sum()))[: distributed.get_rank(self.group)].sum())
         chosen |= equal & (before + equal.cumsum(0) <= ties)
-        kept: Numbers = positions[chosen.numpy()]
-        return kept
+        return positions[chosen if isinstance(positions, Tensor) else chosen.numpy()]
 
     def draws(self, random: Random, *, weight: str, step: int, purpose: str) -> Draws:
         """Return the random numbers of this process's positions of a weight."""
-        return _Shifted(random.at(weight=weight, step=step, purpose=purpose), self.starts[weight])
+        whole = self.own.draws(random, weight=weight, step=step, purpose=purpose)
+        return _Shifted(whole, self.starts[weight])
 
-    def first_not_finite(self, array: Numbers) -> int | None:
+    def first_not_finite(self, array: Array) -> int | None:
         """Return this process's first position that holds NaN or an infinity.
 
         Raises:
             TopologyError: another process has one, and this one none.
         """
-        found = NUMPY.first_not_finite(array)
+        found = self.own.first_not_finite(array)
         everywhere = int(self._sum(torch.tensor([found is not None]))[0])
         if everywhere and found is None:
             raise TopologyError(f"{everywhere} other ranks hold what is not finite; their errors say where")
         return found
 
-    def concatenate(self, arrays: Sequence[Numbers]) -> Numbers:
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
         """Join flat arrays."""
-        return np.concatenate(arrays)
+        return self.own.concatenate(arrays)
 
-    def ones(self, count: int) -> Numbers:
+    def ones(self, count: int) -> Array:
         """Return ``count`` flags, all True."""
-        return np.ones(count, np.bool_)
+        return self.own.ones(count)
 
-    def nonzero(self, flags: Numbers) -> Numbers:
+    def nonzero(self, flags: Array) -> Array:
         """Return the ascending positions of True."""
-        return np.flatnonzero(flags)
+        return self.own.nonzero(flags)
 
-    def count(self, flags: Numbers) -> int:
+    def count(self, flags: Array) -> int:
         """Return how many are True, in all processes together."""
-        return self.sums([int(np.count_nonzero(flags))])[0]
+        return self.sums([self.own.count(flags)])[0]
 
     def sums(self, own: Sequence[int]) -> list[int]:
         """Return the sum of each number over processes."""
@@ -211,16 +209,14 @@ class ShardedArrays:
 class _Shifted:
     """Random numbers of positions that are counted from ``start``."""
 
-    stream: Any
+    stream: Draws
     start: int
 
-    def uniform(self, where: slice) -> Numbers:
-        found: Numbers = self.stream.uniform(self._whole(where))
-        return found
+    def uniform(self, where: slice) -> Array:
+        return self.stream.uniform(self._whole(where))
 
-    def gumbel(self, where: slice) -> Numbers:
-        found: Numbers = self.stream.gumbel(self._whole(where))
-        return found
+    def gumbel(self, where: slice) -> Array:
+        return self.stream.gumbel(self._whole(where))
 
     def _whole(self, where: slice) -> slice:
         return slice(where.start + self.start, where.stop + self.start, where.step)

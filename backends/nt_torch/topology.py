@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -326,8 +326,9 @@ class Topology:
         assert isinstance(topology, Dynamic | GradualPruning)
         device = self._masked[0].weight.device if self._masked else torch.device("cpu")
         exact = self._policy is None and all(criterion.exact for criterion in criteria(topology))
-        on_device = exact and device.type != "cpu" and self._shards is None
-        arrays = self._shards or (TorchArrays(device) if on_device else NUMPY)
+        on_device = exact and device.type != "cpu"
+        own = TorchArrays(device) if on_device else NUMPY
+        arrays = own if self._shards is None else replace(self._shards, own=own)
         if not self._seen:
             self._seen = {masked.name: masked.bits() for masked in self._masked}
         swaps = update(

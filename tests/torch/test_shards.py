@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nt_core.arrays import NUMPY
+from nt_core.random import Random
+from nt_torch.arrays import TorchArrays
 from nt_torch.shards import ShardedArrays
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,12 +41,23 @@ def cases():
 
 def choose(rank, world):
     torch.distributed.init_process_group("gloo")
-    arrays, found = ShardedArrays(torch.distributed.group.WORLD, torch.device("cpu"), {}), []
+    cpu = torch.device("cpu")
+    arrays, found = ShardedArrays(torch.distributed.group.WORLD, cpu, {"w": 5}), []
+    tensors = replace(arrays, own=TorchArrays(cpu))
     for scores, among, k, inverse in cases():
         ends = np.sort(np.random.default_rng(len(scores)).integers(0, len(scores) + 1, world - 1))
         start, stop = [0, *ends, len(scores)][rank : rank + 2]
         own = scores[start:stop], (among ^ inverse)[start:stop]
-        found.append((arrays.top_k(*own, k, inverse=inverse) + start, arrays.count(own[1])))
+        chosen, count = arrays.top_k(*own, k, inverse=inverse), arrays.count(own[1])
+        as_tensors = torch.tensor(own[0]), torch.tensor(own[1])
+        np.testing.assert_array_equal(tensors.top_k(*as_tensors, k, inverse=inverse).numpy(), chosen)
+        assert tensors.count(as_tensors[1]) == count
+        found.append((chosen + start, count))
+    draws = [each.draws(Random(0), weight="w", step=1, purpose="grow") for each in (arrays, tensors)]
+    numbers = [np.asarray(each.uniform(slice(0, 9, 1))) for each in draws]
+    np.testing.assert_array_equal(*numbers)
+    whole = Random(0).at(weight="w", step=1, purpose="grow").uniform(slice(5, 14, 1))
+    np.testing.assert_array_equal(numbers[0], whole)
     errors = []
     for bad in ([1.0, np.nan], [1.0, 2.0]):
         try:
