@@ -1,7 +1,4 @@
-"""States of a training: all that an interrupted one goes on from, each in a file that is whole or not there.
-
-A state is a safetensors file. Its metadata hold what is no array, as JSON, and a checksum of everything.
-"""
+"""States of a training: all that an interrupted one goes on from, the last two of them in a folder."""
 
 from __future__ import annotations
 
@@ -11,57 +8,24 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.files import atomically, sync_folder
-from nt_core.parsing import ParseError, parse_json
 from nt_core.spec import EnsembleSpec
+from nt_core.state_files import State, delete_state, parts_of, read_state, write_state
 from nt_core.structure import Independent
-from nt_core.tensor_files import expect_dtypes
 from nt_core.training import Training
-from nt_core.values import shown
 
-FORMAT: Final = 1
 KEPT: Final = 2
 """How many states are kept: should the last one be damaged, there is another."""
 
-KEYS: Final = {"step": int, "training": dict, "content": dict, "beside": dict}
-"""What a state holds besides its format."""
-
-_ABOUT, _DIGEST = "neurotrails_state", "sha256"
 _NAME: Final = re.compile(r"step-(\d+)\.safetensors")
-_TENSOR: Final = "$tensor"
 
 
 class Stopped(NeuroTrailsError):  # noqa: N818 - nothing went wrong
     """A training that was asked to stop, and did after a step; its state is saved."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a training stands.
-
-    Attributes:
-        step: optimiser steps taken.
-        training: what is trained, as JSON; another training cannot go on from it.
-        content: what the backend goes on from: mappings and lists of numbers, text and arrays.
-        beside: what whoever keeps states wrote beside it, as JSON.
-        parts: the folder of what several processes wrote, each its part; None: there is none.
-    """
-
-    step: int
-    training: Mapping[str, Any]
-    content: Mapping[str, Any]
-    beside: Mapping[str, Any] = field(default_factory=dict)
-    parts: Path | None = None
 
 
 class States:
@@ -76,6 +40,7 @@ class States:
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> states = States(Path(tempfile.mkdtemp()), every=10)
         >>> for step in (10, 20, 30):
         ...     states.save(State(step=step, training={"seed": 0}, content={"w": np.full(2, step)}))
@@ -108,7 +73,7 @@ class States:
 
     def new_parts(self, step: int) -> Path:
         """Return an empty folder, in which several processes write before one of them saves that state."""
-        folder = _parts(self._path(step))
+        folder = parts_of(self._path(step))
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -132,7 +97,7 @@ class States:
                 f"{path}: cannot be written ({error.strerror or error}); {kept}; make room, then go on"
             ) from None
         for old in self._paths()[KEPT:]:
-            _delete(old)
+            delete_state(old)
         self._saved = time.monotonic()
 
     def latest(self, training: Mapping[str, Any] | None = None) -> State | None:
@@ -173,7 +138,7 @@ class States:
         """Delete all states, those of turns too: what they led to is finished and kept."""
         for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())][::-1]:
             for path in States(folder)._paths():
-                _delete(path)
+                delete_state(path)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -201,126 +166,7 @@ def identity(spec: EnsembleSpec, training: Training, seed: int, examples: int) -
     declared = spec.to_dict()
     declared["graph"] = hashlib.sha256(json.dumps(declared["graph"], sort_keys=True).encode()).hexdigest()
     recipe = {"training": training.model_dump(mode="json"), "seed": seed, "examples": examples}
-    return dict(json.loads(json.dumps({"spec": declared, **recipe})))
-
-
-def _parts(path: Path) -> Path:
-    """Return the folder of the parts that belong to a state's file."""
-    return path.with_suffix(".parts")
-
-
-def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    shutil.rmtree(_parts(path), ignore_errors=True)
-
-
-def _digests(parts: Path) -> dict[str, str]:
-    """Return the checksum of every file in a folder of parts; nothing if there is no such folder."""
-    found = {}
-    for path in sorted(parts.glob("*")):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def write_state(path: Path, state: State) -> None:
-    """Write a state into one file, whole or not at all."""
-    if digests := _digests(_parts(path)):
-        sync_folder(_parts(path))
-    tensors: dict[str, NDArray[Any]] = {}
-    about = {
-        "format": FORMAT,
-        "step": state.step,
-        "training": state.training,
-        "beside": state.beside,
-        "content": _without_arrays(state.content, "", tensors),
-        "parts": digests,
-    }
-    text = json.dumps(about)
-    with atomically(path) as temporary:
-        try:
-            save_file(tensors, temporary, {_ABOUT: text, _DIGEST: _digest(text, tensors)})
-        except SafetensorError as error:  # safetensors' own word for a full disk
-            raise OSError(None, str(error)) from None
-
-
-def read_state(path: Path) -> State:
-    """Read and check a state.
-
-    Raises:
-        CheckpointError: it cannot be read, is truncated or altered, or of a newer format.
-    """
-    try:
-        metadata = expect_dtypes(path)
-        with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, CheckpointError) as error:
-        raise CheckpointError(f"{path}: truncated or no state of a training: {error}; delete it") from None
-    text = metadata.get(_ABOUT, "")
-    if metadata.get(_DIGEST) != _digest(text, tensors):
-        raise CheckpointError(f"{path}: altered after it was written; delete it")
-    about = _about(text, path)
-    try:
-        content = _with_arrays(about["content"], tensors)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: no state of a training: no array {error}; delete it") from None
-    if _digests(_parts(path)) != about.get("parts", {}):
-        raise CheckpointError(f"{_parts(path)}: a part is missing or altered; delete {path.name}")
-    return State(
-        step=about["step"],
-        training=about["training"],
-        content=content,
-        beside=about["beside"],
-        parts=_parts(path) if about.get("parts") else None,
-    )
-
-
-def _about(text: str, path: Path) -> dict[str, Any]:
-    """Read what a state holds besides arrays."""
-    try:
-        about = parse_json(text)
-    except ParseError as error:
-        raise CheckpointError(f"{path}: no state of a training: {error}; delete it") from None
-    if not isinstance(about, dict) or "format" not in about:
-        raise CheckpointError(f"{path}: no state of a training; delete it")
-    if about["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {shown(about['format'])}, but this library reads {FORMAT}; upgrade neurotrails"
-        )
-    wrong = [f"{key} ({kind.__name__})" for key, kind in KEYS.items() if not isinstance(about.get(key), kind)]
-    if wrong:
-        raise CheckpointError(f"{path}: no state of a training: expected {', '.join(wrong)}; delete it")
-    return about
-
-
-def _without_arrays(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
-    """Return a tree as JSON can hold it; its arrays go to ``tensors`` under their paths."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_arrays(inner, f"{path}/{key}", tensors) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_arrays(inner, f"{path}/{i}", tensors) for i, inner in enumerate(value)]
-    if isinstance(value, np.ndarray):
-        tensors[path] = np.asarray(value, order="C")
-        return {_TENSOR: path}
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _with_arrays(value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {_TENSOR}:
-            return tensors[value[_TENSOR]]
-        return {key: _with_arrays(inner, tensors) for key, inner in value.items()}
-    return [_with_arrays(inner, tensors) for inner in value] if isinstance(value, list) else value
-
-
-def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
-    found = hashlib.sha256(text.encode())
-    for name, array in sorted(tensors.items()):
-        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+    return {"spec": declared, **recipe}
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.plan import ExploreRefine
 from nt_core.run_spec import RunSpec, read_spec
 from nt_core.spec import EnsembleSpec
-from nt_core.states import State, States
+from nt_core.state_files import State
+from nt_core.states import States
 from nt_core.structure import Independent
 from nt_lab.backends import Backend
 from nt_lab.processes import rank

@@ -10,7 +10,8 @@ from keras import ops
 
 from nt_core.finite import nothing_finite, skipped
 from nt_core.metrics import Metrics
-from nt_core.states import State, States, Stopped
+from nt_core.state_files import State
+from nt_core.states import States, Stopped
 from nt_core.training import Batches, Report, Training
 from nt_keras import engine
 from nt_keras.compile import Ensemble

@@ -21,7 +21,8 @@ from nt_core.finite import nothing_finite, skipped
 from nt_core.members import Leave, Members, Verbs, train_members
 from nt_core.metrics import Metrics
 from nt_core.saliency import first_examples
-from nt_core.states import State, States, Stopped, identity
+from nt_core.state_files import State
+from nt_core.states import States, Stopped, identity
 from nt_core.training import (
     Batches,
     Report,

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as arrays
 
 from nt_core import CheckpointError
 from nt_core.files import write_atomically
-from nt_core.states import State, States, read_state, write_state
+from nt_core.state_files import State, read_state, write_state
+from nt_core.states import States
 from nt_core.testing.resumption import expect_same
 
 KINDS = st.sampled_from(["<f4", "<f8", "<i8", "<i4", "<u4", "u1", "?"])
@@ -90,7 +91,7 @@ def test_every_so_many_steps_or_seconds(tmp_path):
 
 
 def test_a_newer_format_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("nt_core.states.FORMAT", 2)
+    monkeypatch.setattr("nt_core.state_files.FORMAT", 2)
     write_state(tmp_path / "s", state(1))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 2, but this library reads 1; upgrade neurotrails"):

@@ -34,7 +34,7 @@ from nt_core import (
 )
 from nt_core.checkpoint import CONFIG, Checkpoint, save_checkpoint
 from nt_core.run_spec import read_spec
-from nt_core.states import State, write_state
+from nt_core.state_files import State, write_state
 from nt_core.tensor_files import TENSORS
 from nt_models.huggingface import save_llama
 from nt_models.tiny import TINY

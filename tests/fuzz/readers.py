@@ -30,8 +30,8 @@ import nt_models
 from nt_core import NeuroTrailsError
 from nt_core.checkpoint import CONFIG, _config_sha256, load_checkpoint
 from nt_core.run_spec import read_spec
-from nt_core.states import _digest as state_digest
-from nt_core.states import read_state
+from nt_core.state_files import _digest as state_digest
+from nt_core.state_files import read_state
 from nt_core.tensor_files import MAPPED, TENSORS, stored_tensors
 from nt_core.training import Data
 from nt_cpu.code import Program
