@@ -16,10 +16,10 @@ from nt_core.update import share_of
 Place = Literal["device", "drawing", "host", "sharded"]
 
 CHOOSING: Final[Mapping[Place, tuple[int, int]]] = MappingProxyType(
-    {"device": (32, 0), "drawing": (76, 0), "host": (9, 8), "sharded": (9, 56)}
+    {"device": (36, 0), "drawing": (76, 0), "host": (9, 8), "sharded": (9, 56)}
 )
 """Bytes on device and host for each position of the weight that is chosen from: bounds on what was measured;
-``drawing`` is the device with random numbers."""
+``drawing`` is the device with random numbers, ``sharded`` the host where processes choose together."""
 
 NOMINEE: Final = 12
 """Bytes of a position and its score, for each weight's candidates where all weights compete."""
@@ -48,9 +48,9 @@ def update_memory(
 ) -> UpdateMemory:
     """Work out what a topology update needs in the process that holds most.
 
-    Plain arithmetic is chosen by on the device, other criteria by NumPy on the host (it then has a copy of
-    every weight, gradient and mask at once), and sharded weights on the host too. What criteria of paths need
-    (CHT) is not counted, nor are policies of one's own.
+    Plain arithmetic is chosen by on the device, other criteria by NumPy on the host, which then has a copy of
+    every weight, gradient and mask at once. What criteria of paths need (CHT) is not counted, nor are policies
+    of one's own.
 
     Args:
         spec: what is trained at once.
@@ -64,7 +64,7 @@ def update_memory(
         >>> from nt_core import PRESETS
         >>> spec = PRESETS["rigl"](nt_models.mlp(inputs=64, hidden=(64,), classes=10))
         >>> update_memory(spec, spec.layout.sparsifiable, parts=1, sharded=False, width=4)
-        UpdateMemory(device=154560, host=1184, seen=592)
+        UpdateMemory(device=170944, host=1184, seen=592)
     """
     topology = spec.topology
     if not isinstance(topology, Dynamic | GradualPruning):
@@ -101,11 +101,9 @@ def held_by_one(weights: Iterable[PlacedWeight], parts: int) -> int:
 
 
 def _place(topology: Dynamic | GradualPruning, sharded: bool) -> Place:
-    if sharded:
-        return "sharded"
     found = criteria(topology)
     if not all(criterion.exact for criterion in found):
-        return "host"
+        return "sharded" if sharded else "host"
     return "drawing" if any(isinstance(criterion, AtRandom | SignFlip) for criterion in found) else "device"
 
 

@@ -183,8 +183,9 @@ def test_messages_do_not_grow_with_the_weights(inputs, more):
     assert update_messages(small, ranks=8, sharded=True) == update_messages(large, ranks=8, sharded=True)
 
 
-def test_a_criterion_that_is_exact_is_chosen_by_on_the_device():
-    here, there = (scale(network(prune=prune), ranks=1) for prune in (Magnitude(), SoftMagnitude()))
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+def test_a_criterion_that_is_exact_is_chosen_by_on_the_device(wrap):
+    here, there = (scale(network(prune=p), ranks=1, wrap=wrap) for p in (Magnitude(), SoftMagnitude()))
     size = here.maskable
     assert here.host.update == 2 * size // 8
     assert there.host.update > here.host.update + 9 * size  # weights, gradients and masks

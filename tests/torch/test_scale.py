@@ -291,8 +291,8 @@ POSITIONS = 1 << 20
     ("place", "prune", "grow"),
     [("device", Magnitude(), Gradient()), ("device", SignedMagnitude(), Gradient()),
      ("drawing", Magnitude(), AtRandom()), ("host", SoftMagnitude(), Gradient()),
-     ("host", MagnitudeAndGradient(), AtRandom()), ("sharded", Magnitude(), Gradient()),
-     ("sharded", SoftMagnitude(), Gradient()), ("sharded", SignedMagnitude(), AtRandom())],
+     ("host", MagnitudeAndGradient(), AtRandom()), ("device of many", Magnitude(), Gradient()),
+     ("sharded", SoftMagnitude(), Gradient()), ("drawing of many", SignedMagnitude(), AtRandom())],
 )  # fmt: skip
 @pytest.mark.usefixtures("alone")
 def test_choosing_takes_no_more_than_is_predicted(place, prune, grow, sparsity):
@@ -301,11 +301,13 @@ def test_choosing_takes_no_more_than_is_predicted(place, prune, grow, sparsity):
     weights, gradients = rng.standard_normal((2, POSITIONS), dtype=np.float32)
     active = rng.random(POSITIONS) >= sparsity
     cpu = torch.device("cpu")
-    sharded = ShardedArrays(None, cpu, {"w": 0})
-    tensors = TorchArrays(cpu)
-    arrays = {"device": tensors, "drawing": tensors, "host": NUMPY, "sharded": sharded}[place]
-    if arrays is tensors:
+    place, _, many = place.partition(" of ")
+    arrays = NUMPY
+    if place in ("device", "drawing"):
+        arrays = TorchArrays(cpu)
         weights, gradients, active = map(torch.from_numpy, (weights, gradients, active))
+    if many or place == "sharded":
+        arrays = ShardedArrays(None, cpu, {"w": 0}, arrays)
     layer = Layer(name="w", weights=weights, gradients=gradients, active=active)
     moment = Moment(100, Random(0), arrays)
     count = int(active.sum()) // 2
