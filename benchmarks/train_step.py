@@ -5,8 +5,8 @@ write it without this library, with the same optimiser. *Masked* is compiled fro
 with ``nt_torch.Topology``: heads in a loop or batched, blocks computed again in the backward pass, under
 ``torch.compile``, in bfloat16. Every variant takes a step in turn in one process; a ratio is the median, over
 the rounds, of a variant's time over that of *dense by hand* in the same round. Update steps are measured
-apart and amortised at ΔT = 100. The time of an update by itself: ``benchmarks/topology_update.py``.
-Run as ``python benchmarks/train_step.py --quick``, or with ``--device cuda``.
+apart and amortised at ΔT = 100. Then the update by itself, of one layer of 10 M and of 100 M weights, as the
+device makes it; more of that: ``benchmarks/topology_update.py``. Run as ``python benchmarks/train_step.py --quick``, or with ``--device cuda``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from typing import Any
 
 import torch
 from _by_hand import HEADS, Perceptron, WideResNet
-from _common import machine, print_table, write_json
+from _common import interleaved_medians, machine, print_table, write_json
 from _variants import DENSE, MASKED, OPTIMIZERS, VARIANTS, Trainee, Variant, make
+from topology_update import SWAPPED, make_work, on_device
 from torch import nn
 
 import nt_models
 from nt_core import BlockGraph, Dynamic, EnsembleSpec, MultiHead
 
 INTERVAL = 100
+UPDATED = (10**7, 10**8)
+"""Weights of a layer whose update is timed."""
 WARM_UP = 2
 
 Clock = Callable[[], float]
@@ -182,6 +185,13 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     return peak
 
 
+def measure_update(size: int, device: torch.device) -> dict[str, Any]:
+    """Time the topology update of one layer on the device, beside reading the layer once there."""
+    times = interleaved_medians(on_device(make_work(size), str(device)), repeats=7)
+    read, update = times.values()
+    return {"weights": size, "swapped": SWAPPED, "read_seconds": read, "update_seconds": update}
+
+
 def as_row(record: Mapping[str, Any]) -> list[str]:
     """Format a record for people."""
     update = record.get("update_step_seconds")
@@ -230,6 +240,18 @@ def main() -> None:
             print(f"\n{case.name}, {optimizer}")
             print_table(HEADINGS, [as_row(record) for record in found])
             results += found
+    updates = [measure_update(size, device) for size in UPDATED[: 1 if arguments.quick else None]]
+    print(f"\none layer's topology update on {device}, swapping {SWAPPED:.0%} of its connections")
+    rows = [
+        [
+            f"{found['weights']:,}",
+            f"{found['update_seconds'] * 1e3:.1f}",
+            f"{found['update_seconds'] / found['read_seconds']:.1f}",
+        ]
+        for found in updates
+    ]
+    print_table(("weights", "update ms", "× read once"), rows)
+    results += updates
     if arguments.json:
         write_json(arguments.json, "train_step", about, results)
 

@@ -14,9 +14,8 @@ class Execution(Value):
     """How the forward and backward pass are computed; weights, names, masks and checkpoints stay as they are.
 
     Attributes:
-        heads: ``loop``: one after another; ``batched``: all at once, by ``torch.vmap`` over their stacked
-            weights (grouped convolutions, batched products); ``auto``: whichever :func:`nt_torch.train`
-            measures to be faster.
+        heads: ``loop``: one after another; ``batched``: all at once, with their weights stacked (grouped
+            convolutions, batched products); ``auto``: whichever :func:`nt_torch.train` measures to be faster.
         activation_checkpointing: keep the values between blocks only, and compute those inside a block again
             in the backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, about a third more time.
 
