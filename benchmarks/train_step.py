@@ -6,7 +6,8 @@ with ``nt_torch.Topology``: heads in a loop or batched, blocks computed again in
 ``torch.compile``, in bfloat16. Every variant takes a step in turn in one process; a ratio is the median, over
 the rounds, of a variant's time over that of *dense by hand* in the same round. Update steps are measured
 apart and amortised at ΔT = 100. Then the update by itself, of one layer of 10 M and of 100 M weights, as the
-device makes it; more of that: ``benchmarks/topology_update.py``. Run as ``python benchmarks/train_step.py --quick``, or with ``--device cuda``.
+device makes it; more of that: ``benchmarks/topology_update.py``.
+Run as ``python benchmarks/train_step.py --quick``, or with ``--device cuda``.
 """
 
 from __future__ import annotations
