@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -15,10 +15,8 @@ from nt_core.errors import NotFiniteError
 from nt_core.finite import NonFinite, gradient_not_finite, loss_not_finite
 from nt_keras import engine
 from nt_keras.layers import register
+from nt_keras.model import Network
 from nt_keras.wrapper import Wrapper
-
-if TYPE_CHECKING:
-    from nt_keras.compile import Ensemble
 
 VERDICT: Final = "verdict"
 """What a training step says among its logs: whether its optimiser step, if it ended one, was taken."""
@@ -66,7 +64,7 @@ class Guard(Wrapper):
         self.scaled = scaled
         self._watched = Watched()
 
-    def watch(self, model: Ensemble, loss: keras.metrics.Metric, policy: NonFinite) -> None:
+    def watch(self, model: Network, loss: keras.metrics.Metric, policy: NonFinite) -> None:
         """Find what a step that is not taken must not have changed, once the guard is built.
 
         Args:
@@ -210,7 +208,7 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def guarded_step(model: Ensemble, step: Callable[..., Any], *given: Any) -> Any:
+def guarded_step(model: Network, step: Callable[..., Any], *given: Any) -> Any:
     """Take a training step of Keras, ``step(*given)``: under the eyes of the model's guard, if it has one."""
     guard = model.optimizer
     if not isinstance(guard, Guard):
@@ -244,7 +242,7 @@ def _stateless(
     return found, tuple([scope.get_current_value(variable) for variable in each] for each in kinds)
 
 
-def not_taken(model: Ensemble, step: int, lr: float) -> NotFiniteError:
+def not_taken(model: Network, step: int, lr: float) -> NotFiniteError:
     """Make the error of a step that a model's guard has not taken, once variables are up to date.
 
     Args:
@@ -261,7 +259,7 @@ def not_taken(model: Ensemble, step: int, lr: float) -> NotFiniteError:
     return gradient_not_finite(step, lr, found)
 
 
-def release(model: Ensemble) -> None:
+def release(model: Network) -> None:
     """Take the guard off a trained model's optimiser; if it scaled losses, Keras' own loss scale follows."""
     guard: Guard = model.optimizer
     inner = guard.inner_optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,8 @@ from nt_core.random import Stream
 from nt_core.structure import PlacedWeight
 from nt_keras import engine
 from nt_keras.layouts import kernel_axes, to_canonical, to_keras
-
-if TYPE_CHECKING:
-    from nt_keras.compile import Ensemble
-    from nt_keras.sparse import Sparse
+from nt_keras.model import Network
+from nt_keras.sparse import Sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class MaskedWeight:
         return kernel_axes(self.placed.node.op, self.placed.weight.name)
 
 
-def masked_weights(model: Ensemble) -> tuple[MaskedWeight, ...]:
+def masked_weights(model: Network) -> tuple[MaskedWeight, ...]:
     """List the weights of a model that have a mask, in the layout's order."""
     names = set(model.masked)
     return tuple(

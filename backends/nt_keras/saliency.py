@@ -15,9 +15,10 @@ from nt_core.saliency import expect_prunable, masks_of_parts, saliency_masks
 from nt_core.structure import Single
 from nt_core.structure.fission import gather
 from nt_keras import engine
-from nt_keras.compile import HALF, Ensemble
+from nt_keras.compile import Ensemble
 from nt_keras.layouts import batch_to_keras, to_canonical
 from nt_keras.losses import ensemble_loss
+from nt_keras.model import HALF
 
 
 def prune_at_init(model: Ensemble, inputs: NDArray[Any], labels: NDArray[np.int64], *, seed: int = 0) -> None:

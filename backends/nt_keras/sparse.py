@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,15 +16,13 @@ from nt_core.topology import momentum_beta, reads_gradient, replaces_step
 from nt_keras import engine
 from nt_keras.finite import Guard
 from nt_keras.layers import register
+from nt_keras.model import Network
 from nt_keras.wrapper import Wrapper, expect_plain, recording
 from nt_keras.zeros import clear, keeps_zeros, warn_of_zero_by_zero
 
-if TYPE_CHECKING:
-    from nt_keras.compile import Ensemble
-
 
 def sparse(
-    optimizer: keras.optimizers.Optimizer | str, model: Ensemble, *, keep_gradients: bool | None = None
+    optimizer: keras.optimizers.Optimizer | str, model: Network, *, keep_gradients: bool | None = None
 ) -> Sparse:
     """Wrap an optimiser so that a model's inactive weights, and its variables for them, stay exactly zero.
 

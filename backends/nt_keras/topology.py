@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
@@ -28,10 +28,8 @@ from nt_core.topology import (
 from nt_core.update import Update, update
 from nt_keras import engine
 from nt_keras.masked import masked_weights
+from nt_keras.model import Network
 from nt_keras.sparse import Sparse, find_sparse
-
-if TYPE_CHECKING:
-    from nt_keras.compile import Ensemble
 
 
 class Topology:
@@ -70,7 +68,7 @@ class Topology:
 
     def __init__(
         self,
-        model: Ensemble,
+        model: Network,
         *,
         total_steps: int,
         seed: int = 0,
@@ -280,7 +278,7 @@ class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]
         self.topology.close()
 
 
-def arrange(model: Ensemble, callbacks: Any) -> Any:
+def arrange(model: Network, callbacks: Any) -> Any:
     """Return the callbacks that ``fit`` is given, with the one that updates the topology first.
 
     Raises:
@@ -306,7 +304,7 @@ def arrange(model: Ensemble, callbacks: Any) -> Any:
     return callbacks
 
 
-def _waits_for_updates(model: Ensemble) -> bool:
+def _waits_for_updates(model: Network) -> bool:
     """Tell whether masks would change, but no :class:`Topology` of the caller's own changes them."""
     changes = model.compiled and isinstance(model.spec.topology, Dynamic | GradualPruning)
     return changes and not find_sparse(model.optimizer).awaits_update
