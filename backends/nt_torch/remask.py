@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 """Elements masked at a time on a CPU: a chunk's widened mask stays in the second-level cache."""
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,13 +31,12 @@ def remask_(tensor: Tensor, active: Tensor) -> None:
 
 
 def _clear_words(flat: Tensor, active: Tensor) -> None:
-    # PyTorch's masked kernels are scalar on CPUs; a bitwise "and" with 0 or −1 is eight times faster.
+    # PyTorch's masked kernels are scalar on CPUs; the bits as an integer, times 0 or 1, are five times faster.
     words, keep = flat.view(WORDS[flat.element_size()]), active.view(torch.int8)
     scratch = torch.empty(min(CHUNK, words.shape[0]), dtype=words.dtype)
     for start in range(0, words.shape[0], CHUNK):
         part = words[start : start + CHUNK]
-        wide = scratch[: part.shape[0]].copy_(keep[start : start + CHUNK])
-        part.bitwise_and_(wide.neg_())
+        part.mul_(scratch[: part.shape[0]].copy_(keep[start : start + CHUNK]))
 
 
 def _same_dense_layout(tensor: Tensor, active: Tensor) -> bool:
