@@ -1,5 +1,6 @@
 import gc
 import os
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Compiling takes nearly all the time of these tests in JAX.
@@ -12,6 +13,8 @@ os.environ.setdefault(
 import hypothesis
 import keras
 import pytest
+
+import nt_keras
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("tests")
@@ -56,3 +59,16 @@ def float64(monkeypatch):
             yield
     else:
         yield
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """What tests of both backends call: the package, and what is said in another way in each."""
+    return SimpleNamespace(
+        **vars(nt_keras), assign=nt_keras.Ensemble.set_array, own_loop=own_loop, starts_fast=False
+    )
+
+
+def own_loop(model, **options):
+    model.compile(optimizer=nt_keras.sparse("sgd", model), loss=nt_keras.ensemble_loss())
+    nt_keras.Topology(model, **options)

@@ -1,6 +1,11 @@
+from functools import partial
+from types import SimpleNamespace
+
 import hypothesis
 import pytest
 import torch
+
+import nt_torch
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("tests")
@@ -10,3 +15,23 @@ hypothesis.settings.load_profile("tests")
 def _one_thread():
     """Small tensors gain nothing from threads, and busy machines lose much by them."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """What tests of both backends call: the package, on a CPU, and what is said in another way in each."""
+    return SimpleNamespace(
+        **vars(nt_torch) | {"train": partial(nt_torch.train, device="cpu")},
+        assign=assign,
+        own_loop=own_loop,
+        starts_fast=True,
+    )
+
+
+def assign(model, name, values):
+    with torch.no_grad():
+        model.array(name).copy_(torch.from_numpy(values))
+
+
+def own_loop(model, **options):
+    nt_torch.Topology(model, torch.optim.SGD(model.parameters(), lr=0.1), **options)

@@ -7,32 +7,19 @@ import re
 import numpy as np
 import pytest
 import torch
+from finite import *  # noqa: F403
+from finite import STOPPED, spec_of, train, train_until_its_steps_are_taken
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import nt_models
 import nt_torch
-from nt_core import PRESETS, NotFiniteError, OneRun
+from nt_core import NotFiniteError, OneRun
 from nt_core.finite import gradient_not_finite
 from nt_core.testing.data import Blobs
 from nt_core.testing.spoiling import expect_no_trace, spoilt
 from nt_core.training import SGD, Adam, AdamW, LearningRate, Training
 
-GRAPH = nt_models.mlp(inputs=6, hidden=(16, 16), classes=3, norm=True)
 PRESETS_HERE = ["treenet", "neurotrails", "rigl_paper", "snfs", "deep_r", "gradual_pruning"]
-
-
-def spec_of(preset, graph=GRAPH):
-    spec = PRESETS[preset](graph)
-    if not hasattr(spec.topology, "interval"):
-        return spec
-    sparsity = spec.topology.sparsity if spec.topology.sparsity <= 0.8 else 0.6
-    return spec.replace(topology=spec.topology.replace(interval=2, sparsity=sparsity))
-
-
-def train(spec, data, report=lambda _: None, **recipe):
-    training = Training(**{"batch_size": 10, "optimizer": SGD(lr=0.05)} | recipe)
-    return nt_torch.train(spec, training, data, device="cpu", report=report)
 
 
 @pytest.mark.parametrize("preset", PRESETS_HERE)
@@ -68,20 +55,10 @@ def test_any_batches_and_recipe(data, tmp_path_factory):
     expect_no_trace(*run, size=size, rows=rows, value=value, stops=[1] if len(rows) % 2 else [])
 
 
-def test_training_goes_on_until_its_steps_are_taken():
-    """Each epoch has five batches, one of them spoilt."""
+def test_training_goes_on_until_its_steps_are_taken(backend):
+    train_until_its_steps_are_taken(backend)
     events = []
-    schedule = LearningRate(schedule="cosine")
-    spec = spec_of("neurotrails").replace(plan=OneRun(epochs=4))
-    trained = train(spec, spoilt(50, [14]), events.append, non_finite="skip", learning_rate=schedule)
-    assert (trained.steps, trained.skipped, trained.examples) == (20, 5, 250)
-    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 21))
-    epochs = [event for event in events if event["event"] == "epoch"]
-    assert [event["skipped"] for event in epochs] == [1, 2, 3, 4, 5]
-    assert epochs[-1]["lr"] == pytest.approx(0.05 * schedule.at(19, 20))
-    assert [event["step"] for event in events if event["event"] == "skipped"] == [2, 6, 10, 14, 18]
-    assert all(math.isfinite(event["loss"]) for event in epochs)
-    trained = train(spec, Blobs(50), events.append)
+    trained = train(backend, spec_of("neurotrails").replace(plan=OneRun(epochs=4)), Blobs(50), events.append)
     assert (trained.skipped, "skipped" in events[-1]) == (0, False)
 
 
@@ -102,7 +79,7 @@ def guarded(monkeypatch, spec, data, **recipe):
 
     monkeypatch.setitem(nt_torch.train.__globals__, "Topology", Seen)
     with pytest.raises(NotFiniteError) as error:
-        train(spec, data, **recipe)
+        train(nt_torch, spec, data, **recipe)
     return *runs[-1], str(error.value)
 
 
@@ -112,12 +89,7 @@ def test_a_training_stops_before_the_optimizer_changes_anything(preset, clip_nor
     spec = spec_of(preset).replace(plan=OneRun(epochs=2))
     topology, (last,), message = guarded(monkeypatch, spec, spoilt(60, [37]), clip_norm=clip_norm)
     assert topology.steps == 3
-    assert re.fullmatch(
-        r"weight '(backbone|head1)/hidden1/linear1\.weight', step 4: the norm of its gradient is nan "
-        r"\(and of \d+ other weights' not finite\), expected a finite number; weights are those after step "
-        r"3, the learning rate is 0\.0\d+\. Lower .* skip",
-        message,
-    )
+    assert re.fullmatch(STOPPED, message)
     for name, tensor in last[0].items():
         if "running" not in name and "batches" not in name:
             assert torch.equal(topology.model.state_dict()[name], tensor)
@@ -129,18 +101,6 @@ def test_a_training_stops_before_the_optimizer_changes_anything(preset, clip_nor
 def test_a_norm_that_overflows_is_an_error_of_its_own():
     message = str(gradient_not_finite(1, 0.1, {"backbone/a.weight": 2.5e38, "head1/b.weight": 2.6e38}))
     assert "the norm of all gradients overflows, that of its own is 2.6e+38, expected" in message
-
-
-@pytest.mark.parametrize("accumulation", [1, 5])
-def test_an_epoch_of_nothing_else_is_an_error(accumulation):
-    spec = spec_of("neurotrails").replace(plan=OneRun(epochs=2))
-    events = []
-    with pytest.raises(
-        NotFiniteError,
-        match=r"epoch 1: no batch gave a finite gradient, so no step was taken, expected one; .*after step 0",
-    ):
-        train(spec, spoilt(30, [1, 12, 29]), events.append, non_finite="skip", accumulation=accumulation)
-    assert [event["event"] for event in events] == ["start", "skipped", "skipped", "skipped"]
 
 
 def scaled(monkeypatch, scale, **settings):
@@ -163,9 +123,8 @@ def scaled(monkeypatch, scale, **settings):
 def test_a_loss_scale_may_find_its_size(non_finite, optimizer, accumulation, monkeypatch):
     scaled(monkeypatch, 2.0**127)
     spec, events = spec_of("neurotrails").replace(plan=OneRun(epochs=4)), []
-    trained = train(
-        spec, Blobs(60), events.append, optimizer=optimizer, non_finite=non_finite, accumulation=accumulation
-    )
+    recipe = {"optimizer": optimizer, "non_finite": non_finite, "accumulation": accumulation}
+    trained = train(nt_torch, spec, Blobs(60), events.append, **recipe)
     assert (trained.steps, trained.skipped) == (24, 0)
     assert trained.examples > 240
     assert all(math.isfinite(event["loss"]) for event in events if event["event"] == "epoch")
@@ -178,8 +137,8 @@ def test_a_loss_that_is_not_finite_is_none_of_the_scales_business(optimizer, mon
     with pytest.raises(
         NotFiniteError, match=r"^step 2: the loss is not finite, expected a finite number; .* after step 1"
     ):
-        train(spec, spoilt(60, [14]), optimizer=optimizer)
-    trained = train(spec, spoilt(60, [14]), events.append, optimizer=optimizer, non_finite="skip")
+        train(nt_torch, spec, spoilt(60, [14]), optimizer=optimizer)
+    trained = train(nt_torch, spec, spoilt(60, [14]), events.append, optimizer=optimizer, non_finite="skip")
     assert (trained.steps, trained.skipped) == (12, 3)
     assert sum(event["event"] == "skipped" for event in events) == 3
     running = [name for name in trained.model.state_dict() if "running" in name]
@@ -204,7 +163,7 @@ def test_a_loss_scale_that_finds_no_size_is_an_error(monkeypatch):
     monkeypatch.setitem(nt_torch.train.__globals__, "ensemble_loss", broken)
     scaled(monkeypatch, 2.0**4)
     with pytest.raises(NotFiniteError, match=r"epoch 1: no batch gave a finite gradient"):
-        train(spec_of("single").replace(plan=OneRun(epochs=9)), Blobs(60))
+        train(nt_torch, spec_of("single").replace(plan=OneRun(epochs=9)), Blobs(60))
 
 
 def test_an_infinite_loss_whose_gradient_is_finite_counts(monkeypatch):
@@ -216,7 +175,7 @@ def test_an_infinite_loss_whose_gradient_is_finite_counts(monkeypatch):
 
     monkeypatch.setitem(nt_torch.train.__globals__, "ensemble_loss", infinite)
     spec = spec_of("neurotrails").replace(plan=OneRun(epochs=1))
-    assert train(spec, Blobs(60), non_finite="skip").skipped == 1
+    assert train(nt_torch, spec, Blobs(60), non_finite="skip").skipped == 1
     calls.clear()
     with pytest.raises(NotFiniteError, match="step 3: the norm of its gradient is nan"):
-        train(spec, Blobs(60))
+        train(nt_torch, spec, Blobs(60))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from topologies import topologies
 from torch import nn
 
 import nt_models
@@ -98,33 +99,7 @@ def assert_exactly_sparse(model, optimizer):
                 assert (value[inactive] == 0).all(), (name, key)
 
 
-TOPOLOGIES = st.one_of(
-    st.builds(Static, sparsity=st.sampled_from([0.0, 0.5, 0.9])),
-    st.builds(
-        Dynamic,
-        sparsity=st.sampled_from([0.0, 0.3, 0.8, 0.99]),
-        allocation=st.sampled_from(["erk", "er", "uniform"]),
-        prune=st.sampled_from(
-            [
-                "magnitude",
-                "signed_magnitude",
-                "soft_magnitude",
-                "magnitude_and_gradient",
-                "sign_flip",
-                "random",
-            ]
-        ),
-        grow=st.sampled_from(["gradient", "random", "momentum", "cannistraci_hebb"]),
-        drop_fraction=st.sampled_from([0.3, 1.0]),
-        interval=st.integers(1, 3),
-        semantics=st.builds(
-            Semantics,
-            optimizer_step=st.sampled_from(["taken", "replaced"]),
-            regrow=st.sampled_from(["out", "return"]),
-            grown_value=st.sampled_from(["zero", "initial"]),
-        ),
-    ),
-)
+TOPOLOGIES = topologies(sparsest=0.99, grow=["gradient", "random", "momentum", "cannistraci_hebb"])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
