@@ -49,8 +49,8 @@ def update_memory(
     """Work out what a topology update needs in the process that holds most.
 
     Plain arithmetic is chosen by on the device, other criteria by NumPy on the host, which then has a copy of
-    every weight, gradient and mask at once. What criteria of paths need (CHT) is not counted, nor are policies
-    of one's own.
+    every weight, gradient and mask at once. What criteria of paths need (CHT) is not counted, nor are
+    policies of one's own.
 
     Args:
         spec: what is trained at once.

@@ -3,10 +3,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -253,6 +255,21 @@ def test_train_options_end_up_in_the_spec(
 def test_a_signal_stops_a_training_and_resume_goes_on_with_it(
     tmp_path: Path, number: signal.Signals, code: int, command: list[str]
 ) -> None:
+    run, whole = str(tmp_path / "run"), str(tmp_path / "whole")
+    with killed_after_three_steps(number):
+        result = nt("train", *command, *FAST, "--out", run)
+    assert result.exit_code == code
+    assert f"stopped after step 3 of 12; go on with: nt train --resume {run}" in result.stderr
+    assert nt("train", "--resume", run).exit_code == 0
+    assert nt("train", *command, *FAST, "--out", whole).exit_code == 0
+    files = [Path(folder, "model.safetensors").read_bytes() for folder in (run, whole)]
+    assert files[0] == files[1]
+    assert "the run is complete" in " ".join(complaint("train", "--resume", run).replace("│", " ").split())
+
+
+@contextmanager
+def killed_after_three_steps(number: signal.Signals) -> Iterator[None]:
+    """Let a training's process receive a signal after its third step."""
     train = nt_torch.train
 
     def interrupted(*given: object, report: Callable[[Any], None], **options: Any) -> object:
@@ -263,16 +280,24 @@ def test_a_signal_stops_a_training_and_resume_goes_on_with_it(
 
         return train(*given, report=watch, **options)
 
-    run, whole = str(tmp_path / "run"), str(tmp_path / "whole")
     with mock.patch("nt_torch.train.train", interrupted):
-        result = nt("train", *command, *FAST, "--out", run)
-    assert result.exit_code == code
-    assert f"stopped after step 3 of 12; go on with: nt train --resume {run}" in result.stderr
-    assert nt("train", "--resume", run).exit_code == 0
-    assert nt("train", *command, *FAST, "--out", whole).exit_code == 0
-    files = [Path(folder, "model.safetensors").read_bytes() for folder in (run, whole)]
-    assert files[0] == files[1]
-    assert "the run is complete" in " ".join(complaint("train", "--resume", run).replace("│", " ").split())
+        yield
+
+
+def test_the_commands_on_the_page_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "resume.md"
+    commands = re.findall(r"^\$ nt (train .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    begin, *others = (line.replace("--epochs 200", " ".join(FAST)).split() for line in commands)
+    assert [others[0][:2], *others[1:]] == [["train", "--resume"], begin]
+    models = []
+    for number, go_on in enumerate(others):
+        (folder := tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(folder)
+        with killed_after_three_steps(signal.SIGTERM):
+            assert nt(*begin).exit_code == 143
+        assert nt(*go_on).exit_code == 0
+        models.append(Path("runs/long/model.safetensors").read_bytes())
+    assert models[0] == models[1]
 
 
 def test_heads_are_measured_and_the_history_says_so(tmp_path: Path) -> None:
