@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from _by_hand import HEADS, Perceptron, WideResNet
 from _common import interleaved_medians, machine, print_table, write_json
 from _variants import DENSE, MASKED, OPTIMIZERS, VARIANTS, Trainee, Variant, make
-from topology_update import SWAPPED, make_work, on_device
+from topology_update import SWAPPED, by_update, make_work, on_device, read_once
 from torch import nn
 
 import nt_models
@@ -187,9 +188,12 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
 
 
 def measure_update(size: int, device: torch.device) -> dict[str, Any]:
-    """Time the topology update of one layer on the device, beside reading the layer once there."""
-    times = interleaved_medians(on_device(make_work(size), str(device)), repeats=7)
-    read, update = times.values()
+    """Time the update of one layer, beside reading the layer once: on a CPU by NumPy, as it is made."""
+    work = make_work(size)
+    ways = {"read": partial(read_once, work), "update": partial(by_update, work)}
+    if device.type != "cpu":
+        ways = on_device(work, str(device))
+    read, update = interleaved_medians(ways, repeats=7).values()
     return {"weights": size, "swapped": SWAPPED, "read_seconds": read, "update_seconds": update}
 
 

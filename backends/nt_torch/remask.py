@@ -31,7 +31,7 @@ def remask_(tensor: Tensor, active: Tensor) -> None:
 
 
 def _clear_words(flat: Tensor, active: Tensor) -> None:
-    # PyTorch's masked kernels are scalar on CPUs; the bits as an integer, times 0 or 1, are five times faster.
+    # PyTorch's masked kernels are scalar on CPUs; bits as an integer, times 0 or 1, are five times faster.
     words, keep = flat.view(WORDS[flat.element_size()]), active.view(torch.int8)
     scratch = torch.empty(min(CHUNK, words.shape[0]), dtype=words.dtype)
     for start in range(0, words.shape[0], CHUNK):
