@@ -21,6 +21,11 @@ _DIGITS_BRIGHTNESS: Final = 15  # its 17 shades, 0 to 16, spread over a byte wit
 Vector: Final = (datasets.Sequence, getattr(datasets, "List", datasets.Sequence))
 """The features that hold a list of values; datasets 4 renamed Sequence."""
 
+UNREADABLE: Final = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, DatasetsError
+)  # fmt: skip
+"""What ``datasets`` raises for sources that it cannot read; it trusts a file's own description of its columns."""
+
 Splits = Mapping[str, Dataset]
 
 
@@ -49,7 +54,7 @@ def open_source(source: str) -> Splits:
         raise DataError(f"data.source: no folder {source!r}; give an existing one, or 'digits'")
     try:
         found = datasets.load_from_disk(path) if is_saved(path) else datasets.load_dataset(str(path))
-    except (OSError, ValueError, IndexError, DatasetsError) as error:
+    except UNREADABLE as error:
         raise DataError(explain(source, path, error)) from None
     return found if isinstance(found, dict) else {"train": found}
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 
 from nt_core.errors import DataError, nearest
 from nt_core.training import Data
 from nt_lab.order import buffered
-from nt_lab.sources import explain, is_saved
+from nt_lab.sources import UNREADABLE, explain, is_saved
 from nt_lab.text import Batch, Sequences, cut
 from nt_lab.tokenizer import Tokenizer
 
@@ -166,7 +165,7 @@ def open_splits(data: Data) -> Streams:
             found = datasets.load_from_disk(path)
         else:
             found = datasets.load_dataset(source, data.text.subset, streaming=True)
-    except (OSError, ValueError, IndexError, DatasetsError) as error:
+    except UNREADABLE as error:
         raise DataError(explain(data.source, path, error)) from None
     return found if isinstance(found, dict) else {"train": found}
 
@@ -185,7 +184,7 @@ def read_documents(splits: Streams, data: Data, split: str, setting: str) -> Ite
             number, example = next(examples)
         except StopIteration:
             return
-        except (OSError, ValueError, DatasetsError) as error:
+        except UNREADABLE as error:
             raise DataError(explain(data.source, Path(data.source).expanduser(), error)) from None
         where = f"data {data.source!r}, split {split!r}, example {number}"
         yield _text(example, data.text.column, where).encode()
