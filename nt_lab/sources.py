@@ -24,7 +24,7 @@ Vector: Final = (datasets.Sequence, getattr(datasets, "List", datasets.Sequence)
 UNREADABLE: Final = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, DatasetsError
 )  # fmt: skip
-"""What ``datasets`` raises for sources that it cannot read; it trusts a file's own description of its columns."""
+"""What ``datasets`` raises for what it cannot read; it trusts a file's own description of its columns."""
 
 Splits = Mapping[str, Dataset]
 
