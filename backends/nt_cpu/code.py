@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from nt_core import ops
 from nt_cpu.operations import Extent, Network, Operation
-from nt_cpu.streams import LARGEST, LINE, TILE, Geometry, blocks
+from nt_cpu.streams import LARGEST, LINE, PANEL_BYTES, TILE, Geometry, blocks
 
 MAGIC, VERSION = 0x4E544350, 4
 KINDS = (
@@ -34,9 +35,14 @@ ALIGNMENT = 64
 CHUNK_BYTES = 384 * 1024
 """Sums that a thread works on before it goes to the next: they shall stay in its second-level cache."""
 
-
 MEMORY_BYTES = 1024 * 1024
 """What the values of all examples that are computed at a time may take: a second-level cache."""
+
+ENOUGH = 20
+"""Connections of a row in a panel, beside which loading and storing its sums costs little."""
+
+FEWEST_LINES = 2
+"""Of vectors side by side: with one alone, each connection is read for a single multiply-add."""
 
 
 @dataclass(slots=True)
@@ -78,12 +84,27 @@ def batch_of(network: Network, most: int) -> int:
     As few as fill a tile where its products have fewest positions: what they need then stays in the caches.
     Weights are read again for the next.
     """
-    products = [each.extent for each in network.operations if each.kind == "product"]
-    several = [extent.positions for extent in products if extent.positions > 1]
-    batch = min(-(-TILE // min(several, default=1)), most)
+    products = [each for each in network.operations if each.kind == "product"]
+    several = [each.extent.positions for each in products if each.extent.positions > 1]
+    if not several:
+        return min(_abreast(products), most)
+    batch = min(-(-TILE // min(several)), most)
     while batch > 1 and _plan(network, batch)[1] * 4 > MEMORY_BYTES:
         batch -= batch // 2
     return batch
+
+
+def _abreast(products: Sequence[Operation]) -> int:
+    """Choose how many vectors stand side by side, in whole lines, where there is nothing else.
+
+    The more, the more a connection does once it is read; the fewer, the more connections of a row are in one
+    panel, and the fewer times its sums are loaded and stored.
+    """
+    weights = [each.weight for each in products if each.weight is not None]
+    active = sum(np.count_nonzero(weight) for weight in weights)
+    density = active / max(sum(weight.size for weight in weights), 1)
+    lines = PANEL_BYTES * density / (4 * LINE * ENOUGH)
+    return LINE * min(max(1 << int(np.log2(max(lines, 1))), FEWEST_LINES), TILE // LINE)
 
 
 def program(network: Network, batch: int) -> Program:

@@ -29,7 +29,7 @@ from nt_core.ops import OPS
 from nt_core.reference import forward
 from nt_core.testing import model_cases, op_cases, random_input, random_values
 from nt_core.testing.problem import problem
-from nt_cpu.code import KINDS, MAGIC, VERSION, Program, program
+from nt_cpu.code import KINDS, MAGIC, VERSION, Program, batch_of, program
 from nt_cpu.lowering import LOWERINGS
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
@@ -408,3 +408,16 @@ def test_a_kernel_larger_than_a_panel_is_left_to_numpy():
         engine = nt_cpu.compile((spec, values))
     x = random_input(spec.graph, 2, 0)
     expect_close(engine.heads(x), exact(spec, values, x))
+
+
+@pytest.mark.parametrize(("sparsity", "abreast"), [(0.0, 128), (0.8, 64), (0.9, 32), (0.99, 32)])
+def test_vectors_stand_side_by_side_by_density(sparsity, abreast):
+    """The sparser, the fewer: a row's sums are loaded and stored for what it has in a panel."""
+    spec = EnsembleSpec(
+        graph=nt_models.mlp(inputs=64, hidden=(), classes=500), topology=Static(sparsity=sparsity)
+    )
+    values = random_values(spec.layout, 0, np.float32)
+    for name, mask in initial_masks(spec.topology, spec.layout, 0):
+        values[name] *= mask.dense()
+    lowered = network(spec.layout, values)
+    assert [batch_of(lowered, most) for most in (1, 16, 1000)] == [1, 16, abreast]

@@ -44,6 +44,33 @@ void run_move(const worker *w, const op *o)
     }
 }
 
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* Transpose 4 × 4 numbers. */
+static inline void turn_four(const float *from, int64_t from_step, float *to, int64_t to_step)
+{
+    const four a = *(const four *)from, b = *(const four *)(from + from_step),
+               c = *(const four *)(from + 2 * from_step), d = *(const four *)(from + 3 * from_step);
+    const four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const four AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *(four *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + to_step) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    *(four *)(to + 2 * to_step) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+    *(four *)(to + 3 * to_step) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
+
+/* Write the columns of a matrix as rows. */
+static void turn(const float *from, int64_t from_step, float *to, int64_t to_step, int64_t rows, int64_t columns)
+{
+    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t c = 0; c < whole_columns; c += 4)
+        for (int64_t r = 0; r < whole_rows; r += 4)
+            turn_four(from + r * from_step + c, from_step, to + c * to_step + r, to_step);
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++)
+            to[c * to_step + r] = from[r * from_step + c];
+}
+
 enum { FEATURES = 32 }; /* that are transposed for all examples before the next: they stay in the cache */
 
 /* Between the caller's arrays, (examples, channels), and values in which examples stand side by side. */
@@ -60,12 +87,10 @@ static void transpose(const worker *w, const op *o)
             float *inside = w->memory + v->at + b;
             const float *given = w->input + (w->first + b) * features;
             float *wanted = w->output + (o->index * w->all + w->first + b) * e->output_floats;
-            for (int64_t c = first; c < last; c++)
-                for (int64_t i = 0; i < n; i++)
-                    if (o->kind == INPUT)
-                        inside[c * step + i] = given[i * features + c];
-                    else
-                        wanted[i * features + c] = inside[c * step + i];
+            if (o->kind == INPUT)
+                turn(given + first, features, inside + first * step, step, n, last - first);
+            else
+                turn(inside + first * step, step, wanted + first, features, last - first, n);
         }
 }
 
