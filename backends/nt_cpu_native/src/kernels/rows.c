@@ -2,6 +2,9 @@
 #include "vectors.h"
 
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 /* Accumulators are named one by one: gcc keeps an array of them in memory. */
 #define TIMES_1(X) X(0)
@@ -132,13 +135,22 @@ static inline four gather(const float *inputs, const uint16_t *at)
     return (four){inputs[(uint16_t)all], inputs[(uint16_t)(all >> 16)], inputs[(uint16_t)(all >> 32)], inputs[all >> 48]};
 }
 
-void NT_OF(dots)(const nt_rows *t)
+/* Write a row's sum. */
+static inline void finish(const nt_rows *t, int64_t row, float sum)
+{
+    sum += t->bias ? t->bias[row] : 0.0f;
+    if (t->residual)
+        sum += t->residual[row * t->pitch];
+    t->out[row * t->pitch] = t->relu && sum < 0.0f ? 0.0f : sum; /* lets NaN through */
+}
+
+static void load_dots(const nt_rows *t)
 {
     const float *inputs = (const float *)t->panel, *weights = t->weights;
     const uint16_t *offsets = t->offsets;
     int64_t k = 0;
     for (int64_t r = 0; r < t->count; r++) {
-        const int64_t end = k + t->counts[r], row = t->rows[r];
+        const int64_t end = k + t->counts[r];
         four sums[4] = {{0}};
         for (; k + 31 < end; k += 32) {
             fetch_early(weights, offsets, k, k + 32);
@@ -149,11 +161,51 @@ void NT_OF(dots)(const nt_rows *t)
             for (int i = 0; i < 8; i += 4)
                 sums[i / 4] += *(const four *)(weights + k + i) * gather(inputs, offsets + k + i);
         const four all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        float sum = (all[0] + all[1]) + (all[2] + all[3]) + (t->bias ? t->bias[row] : 0.0f);
+        float sum = (all[0] + all[1]) + (all[2] + all[3]);
         for (; k < end; k++)
             sum += weights[k] * inputs[offsets[k]];
-        if (t->residual)
-            sum += t->residual[row * t->pitch];
-        t->out[row * t->pitch] = t->relu && sum < 0.0f ? 0.0f : sum; /* lets NaN through */
+        finish(t, t->rows[r], sum);
     }
+}
+
+#ifdef __AVX512F__
+static inline __m512 add_sixteen(__m512 sum, __mmask16 which, const float *inputs, const float *weights, const uint16_t *at)
+{
+    const __m512i places = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, at));
+    const __m512 found = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), which, places, inputs, sizeof *inputs);
+    return _mm512_fmadd_ps(_mm512_maskz_loadu_ps(which, weights), found, sum);
+}
+
+static void gather_dots(const nt_rows *t)
+{
+    const float *inputs = (const float *)t->panel, *weights = t->weights;
+    const uint16_t *offsets = t->offsets;
+    const __mmask16 all = 0xffff;
+    int64_t k = 0;
+    for (int64_t r = 0; r < t->count; r++) {
+        const int64_t end = k + t->counts[r];
+        __m512 one = _mm512_setzero_ps(), other = one;
+        for (; k + 31 < end; k += 32) {
+            fetch_early(weights, offsets, k, k + 32);
+            one = add_sixteen(one, all, inputs, weights + k, offsets + k);
+            other = add_sixteen(other, all, inputs, weights + k + 16, offsets + k + 16);
+        }
+        for (; k < end; k += 16)
+            one = add_sixteen(one, end - k < 16 ? all >> (16 - (end - k)) : all, inputs, weights + k, offsets + k);
+        k = end;
+        finish(t, t->rows[r], _mm512_reduce_add_ps(_mm512_add_ps(one, other)));
+    }
+}
+#endif
+
+void NT_OF(dots)(const nt_rows *t)
+{
+#ifdef __AVX512F__
+    /* Intel's processors gather faster than they load one by one, AMD's slower. */
+    if (__builtin_cpu_is("intel")) {
+        gather_dots(t);
+        return;
+    }
+#endif
+    load_dots(t);
 }
