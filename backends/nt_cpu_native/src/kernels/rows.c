@@ -169,7 +169,8 @@ static void load_dots(const nt_rows *t)
 }
 
 #ifdef __AVX512F__
-static inline __m512 add_sixteen(__m512 sum, __mmask16 which, const float *inputs, const float *weights, const uint16_t *at)
+static inline __m512 add_sixteen(__m512 sum, __mmask16 which, const float *inputs, const float *weights,
+                                 const uint16_t *at)
 {
     const __m512i places = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, at));
     const __m512 found = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), which, places, inputs, sizeof *inputs);
