@@ -82,7 +82,7 @@ def batch_of(network: Network, most: int) -> int:
     """Choose how many examples a program computes at a time.
 
     As few as fill a tile where its products have fewest positions: what they need then stays in the caches.
-    Weights are read again for the next.
+    Weights are read again for the next. Where there are vectors alone, their density says how many.
     """
     products = [each for each in network.operations if each.kind == "product"]
     several = [each.extent.positions for each in products if each.extent.positions > 1]

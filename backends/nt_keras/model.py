@@ -20,17 +20,7 @@ HALF = ("float16", "bfloat16")
 
 
 class Network(keras.Model):  # type: ignore[misc]
-    """The functional model of a spec; :class:`nt_keras.Ensemble` adds how it is trained.
-
-    Args:
-        spec: what is declared.
-        seed: keys dropout.
-        dtype: a dtype or policy for all layers; None: Keras' global policy.
-        name: of the model.
-
-    Attributes:
-        spec: what was declared.
-    """
+    """What a spec computes; :class:`nt_keras.Ensemble` adds training, and says what arguments mean."""
 
     def __init__(
         self, spec: EnsembleSpec, *, seed: int = 0, dtype: Any = None, name: str | None = None

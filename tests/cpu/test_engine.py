@@ -410,14 +410,21 @@ def test_a_kernel_larger_than_a_panel_is_left_to_numpy():
     expect_close(engine.heads(x), exact(spec, values, x))
 
 
+@pytest.mark.parametrize("instructions", list(available()))
 @pytest.mark.parametrize(("sparsity", "abreast"), [(0.0, 128), (0.8, 64), (0.9, 32), (0.99, 32)])
-def test_vectors_stand_side_by_side_by_density(sparsity, abreast):
+def test_vectors_stand_side_by_side_by_density(sparsity, abreast, instructions, monkeypatch):
     """The sparser, the fewer: a row's sums are loaded and stored for what it has in a panel."""
-    spec = EnsembleSpec(
-        graph=nt_models.mlp(inputs=64, hidden=(), classes=500), topology=Static(sparsity=sparsity)
-    )
+    monkeypatch.setenv("NT_CPU_KERNELS", instructions)
+    graph = nt_models.mlp(inputs=301, hidden=(123,), classes=50)  # neither is whole lines
+    spec = EnsembleSpec(graph=graph, topology=Static(sparsity=sparsity, allocation="uniform"))
     values = random_values(spec.layout, 0, np.float32)
     for name, mask in initial_masks(spec.topology, spec.layout, 0):
         values[name] *= mask.dense()
     lowered = network(spec.layout, values)
     assert [batch_of(lowered, most) for most in (1, 16, 1000)] == [1, 16, abreast]
+    x = random_input(spec.graph, 2 * abreast + 13, 0, np.float32)
+    for threads in (1, 3):
+        engine = nt_cpu.compile((spec, values), batch=1000, threads=threads)
+        expect_close(engine.heads(x), exact(spec, values, x))
+    one_by_one = nt_cpu.compile((spec, values), batch=1)
+    expect_close(one_by_one.heads(x[:1]), exact(spec, values, x[:1]))
