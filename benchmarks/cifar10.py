@@ -25,9 +25,9 @@ import torch
 from _common import machine
 
 import nt_models
-from nt_core.run_spec import RunSpec, merge, spell_out
-from nt_lab.evaluation import evaluate
-from nt_lab.train import train
+from nt_core.spec import RunSpec, merge, spell_out
+from nt_lab.evaluation.evaluate import evaluate
+from nt_lab.training.train import train
 
 EXAMPLES: Final = 5_000
 EPOCHS: Final = 16

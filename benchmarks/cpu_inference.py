@@ -34,9 +34,9 @@ from nt_core import PRESETS, BlockGraph, EnsembleSpec, Independent, MultiHead, S
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.cost import cost
 from nt_cpu.native import peak_flops
-from nt_lab.latency import Latency, interleaved
-from nt_lab.runtimes import RUNTIMES, Dense
-from nt_lab.serving import examples, untrained
+from nt_lab.serving.latency import Latency, interleaved
+from nt_lab.serving.runtimes import RUNTIMES, Dense
+from nt_lab.serving.serve import examples, untrained
 
 MEMBERS: Final = 3
 SPARSITIES: Final = (0.8, 0.9, 0.95, 0.99)

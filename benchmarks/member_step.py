@@ -62,7 +62,7 @@ def step_of_torch(spec: EnsembleSpec, examples: int) -> Step:
     import torch
 
     import nt_torch
-    from nt_torch.compile import fast_layout
+    from nt_torch.network.model import fast_layout
 
     torch.set_num_threads(1)
     model = fast_layout(nt_torch.compile(spec))

@@ -23,9 +23,9 @@ from _common import interleaved_medians, machine, peak_bytes, print_table, write
 from numpy.typing import NDArray
 
 from nt_core import Dynamic, Random
-from nt_core.arrays import Moment
+from nt_core.masks import Moment
 from nt_core.policies import Layer
-from nt_core.update import update
+from nt_core.topology import update
 
 try:
     import torch
@@ -104,7 +104,7 @@ def by_torch(work: Work) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def on_device(work: Work, device: str) -> dict[str, Callable[[], object]]:
     """Return the update, and reading the layer once, on a device; each waits until it is done."""
-    from nt_torch.arrays import TorchArrays
+    from nt_torch.topology.arrays import TorchArrays
 
     where = torch.device(device)
     names = ("weights", "gradients", "active")

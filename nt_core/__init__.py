@@ -1,8 +1,5 @@
 """Framework-neutral core: block graphs, masks, allocation, policies, metrics, checkpoints."""
 
-from nt_core.allocation import ER, ERK, ERKPlus, Explicit, RandomGlobal, Uniform, UniformPlus, allocate
-from nt_core.at_init import Grasp, PruneAtInit, Snip
-from nt_core.builder import BlockWriter, GraphBuilder, Tensor, architecture
 from nt_core.errors import (
     AllocationError,
     CheckpointError,
@@ -13,16 +10,44 @@ from nt_core.errors import (
     SpecError,
     TopologyError,
 )
-from nt_core.graph import Block, BlockGraph, Features, Image, Node, Tokens
-from nt_core.initial import initial_masks, initial_values
-from nt_core.mask import Mask
-from nt_core.plan import ExploreRefine, OneRun
-from nt_core.presets import PRESETS
+from nt_core.graph import (
+    Block,
+    BlockGraph,
+    BlockWriter,
+    Features,
+    GraphBuilder,
+    Image,
+    Node,
+    Tensor,
+    Tokens,
+    architecture,
+)
+from nt_core.masks import Mask
 from nt_core.random import Random
-from nt_core.run_spec import RunSpec, read_spec
-from nt_core.spec import EnsembleSpec, FittedAverage
+from nt_core.spec import PRESETS, EnsembleSpec, FittedAverage, RunSpec, read_spec
 from nt_core.structure import MIMO, BatchEnsemble, Fission, Independent, Layout, MultiHead, Single
-from nt_core.topology import Dense, DropFraction, Dynamic, GradualPruning, Semantics, Static
+from nt_core.topology import (
+    ER,
+    ERK,
+    Dense,
+    DropFraction,
+    Dynamic,
+    ERKPlus,
+    Explicit,
+    GradualPruning,
+    Grasp,
+    PruneAtInit,
+    RandomGlobal,
+    Semantics,
+    Snip,
+    Static,
+    Uniform,
+    UniformPlus,
+    allocate,
+    initial_masks,
+    initial_values,
+)
+from nt_core.training import ExploreRefine, OneRun
 
 __version__ = "0.1.0"
 

@@ -100,7 +100,7 @@ class Stream:
 
     The methods take positions of any shape and return values of that shape; a slice ``slice(start, stop,
     step)`` stands for ``range(start, stop, step)``, so ``stream.gumbel`` is a score that
-    `nt_core.selection.top_k` can read a chunk at a time. Bits and uniforms are the same everywhere; Gumbel
+    `nt_core.masks.top_k` can read a chunk at a time. Bits and uniforms are the same everywhere; Gumbel
     and normal values depend on the last digit of the platform's ``log``.
 
     Attributes:

@@ -15,7 +15,7 @@ def main() -> None:
         <function main at ...>
     """
     try:
-        from nt_lab.cli import app
+        from nt_lab.cli.main import app
     except ModuleNotFoundError as error:
         raise SystemExit(f"nt needs {error.name}: pip install 'neurotrails[lab]'") from None
     for stream in (sys.stdout, sys.stderr):

@@ -199,7 +199,7 @@ def number(value: float | None) -> str:
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return one line for each run; see :func:`nt_lab.runs.row`.
+    """Return one line for each run; see :func:`nt_lab.runs.folder.row`.
 
     Where the runs come from different backends, each names its own below the run's name: a column of its own
     would leave no room for names on a terminal of 80 columns. Language models have perplexities, of the

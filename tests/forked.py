@@ -7,7 +7,7 @@ import signal
 from multiprocessing.context import ForkServerContext
 from typing import Final
 
-PRELOADED: Final = ["torch._dynamo", "accelerate", "datasets", "nt_torch", "nt_lab.train"]
+PRELOADED: Final = ["torch._dynamo", "accelerate", "datasets", "nt_torch", "nt_lab.training.train"]
 
 
 def forkserver() -> ForkServerContext:

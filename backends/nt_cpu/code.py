@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import ops
+from nt_core.graph import ops
 from nt_cpu.operations import Extent, Network, Operation
 from nt_cpu.streams import LARGEST, LINE, PANEL_BYTES, TILE, Geometry, blocks
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nt_core import ops
+from nt_core.checkpoint import Call
 from nt_core.errors import GraphError
-from nt_core.unroll import Call
+from nt_core.graph import ops
 from nt_cpu.operations import Extent, Floats, Operation
 
 FUNCTIONS = ("gelu", "silu", "tanh", "sigmoid")
@@ -279,4 +279,4 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = {
     ops.Concat: _concat,
     ops.Attention: _attention,
 }
-"""Every op of :data:`nt_core.ops.OPS`."""
+"""Every op of :data:`nt_core.graph.ops.OPS`."""

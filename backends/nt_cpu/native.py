@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.errors import NeuroTrailsError
-from nt_core.memory import machine_bytes
+from nt_core.structure.memory import machine_bytes
 from nt_cpu.code import ALIGNMENT, Program
 
 VARIABLE = "NT_CPU_KERNELS"

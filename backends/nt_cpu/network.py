@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from nt_core.checkpoint import Values
+from nt_core.checkpoint import STACKED, Values, unroll
 from nt_core.errors import GraphError
 from nt_core.graph import INPUT, Tokens
 from nt_core.structure import Layout
-from nt_core.unroll import STACKED, unroll
 from nt_cpu.fusion import fuse
 from nt_cpu.lowering import LOWERINGS, flip, place
 from nt_cpu.operations import Extent, Network, Operation

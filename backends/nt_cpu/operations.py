@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import ops
 from nt_core.errors import GraphError
+from nt_core.graph import ops
 from nt_core.values import Shape
 from nt_cpu.streams import TILE
 

@@ -18,11 +18,9 @@ from safetensors.numpy import save as to_bytes
 
 import nt_core
 from nt_core import CheckpointError, EnsembleSpec, NeuroTrailsError
-from nt_core.aggregation import Fitted
-from nt_core.files import write_atomically
-from nt_core.parsing import ParseError, parse_json
+from nt_core.files import ParseError, parse_json, tensors_in, write_atomically
+from nt_core.metrics import Fitted
 from nt_core.spec import Mean
-from nt_core.tensor_files import tensors_in
 from nt_core.values import Count, Value, shown
 from nt_cpu.code import VERSION, Program
 from nt_cpu.engine import NOT_INSTALLED, Engine, expect_positive

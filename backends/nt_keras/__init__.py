@@ -1,15 +1,15 @@
 """The Keras backend: compile a spec, train it with its topology, evaluate, save and load."""
 
+from nt_core.topology import Update
 from nt_core.training import Trained
-from nt_core.update import Update
 from nt_keras.checkpoint import checkpoint, load, restore
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.evaluate import evaluate, predict
-from nt_keras.losses import Disagreement, EnsembleAccuracy, ensemble_loss
-from nt_keras.saliency import prune_at_init, saliency_gradients
-from nt_keras.sparse import sparse
-from nt_keras.topology import Topology, TopologyUpdate
-from nt_keras.train import train
+from nt_keras.network.losses import Disagreement, EnsembleAccuracy, ensemble_loss
+from nt_keras.topology.sparse import sparse
+from nt_keras.topology.topology import Topology, TopologyUpdate
+from nt_keras.training.saliency import prune_at_init, saliency_gradients
+from nt_keras.training.train import train
 
 __all__ = [
     "Disagreement",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nt_core.checkpoint import Checkpoint, load_checkpoint
-from nt_core.mask import Mask
+from nt_core.masks import Mask
 from nt_keras.compile import Ensemble, fill
-from nt_keras.devices import on_device
+from nt_keras.engines.devices import on_device
 
 
 def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core import EnsembleSpec, initial_masks, initial_values
-from nt_core.at_init import PruneAtInit
 from nt_core.errors import TopologyError
-from nt_core.mask import Mask
-from nt_core.saliency import expect_chosen
-from nt_keras import engine
-from nt_keras.finite import guarded_step
-from nt_keras.layers import register
-from nt_keras.layouts import to_keras
-from nt_keras.losses import EnsembleLoss, expect_classes
-from nt_keras.model import Network
-from nt_keras.sparse import Sparse, find_sparse, unscaled
-from nt_keras.topology import arrange
-from nt_keras.zeros import clear
+from nt_core.masks import Mask
+from nt_core.topology import PruneAtInit, expect_chosen
+from nt_keras.engines import engine
+from nt_keras.engines.layouts import to_keras
+from nt_keras.network.layers import register
+from nt_keras.network.losses import EnsembleLoss, expect_classes
+from nt_keras.network.model import Network
+from nt_keras.topology.finite import guarded_step
+from nt_keras.topology.sparse import Sparse, find_sparse, unscaled
+from nt_keras.topology.topology import arrange
+from nt_keras.topology.zeros import clear
 
 
 @register
@@ -98,9 +97,8 @@ class Ensemble(Network):
 
     def _expect_chosen(self) -> None:
         if isinstance(self.spec.topology, PruneAtInit):
-            expect_chosen(
-                self.spec, sum(int(engine.to_numpy(self.variable(n).mask).sum()) for n in self.masked)
-            )
+            active = sum(int(engine.to_numpy(self.variable(n).mask).sum()) for n in self.masked)
+            expect_chosen(self.spec.topology, self.spec.layout, active)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Train, as ``keras.Model.fit``.

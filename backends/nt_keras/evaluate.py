@@ -12,7 +12,7 @@ from nt_core import Tokens
 from nt_core.metrics import Aggregation, Metrics, evaluation_batch_size
 from nt_core.training import Batches
 from nt_keras.compile import Ensemble
-from nt_keras.layouts import batch_to_keras
+from nt_keras.engines.layouts import batch_to_keras
 
 
 def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> NDArray[np.float32]:

@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from nt_core import ops
-from nt_core.unroll import Call
+from nt_core.checkpoint import Call
+from nt_core.graph import ops
 from nt_onnx.writer import Writer
 
 Lowering = Callable[[Writer, Call], str]
@@ -208,4 +208,4 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = {
     ops.Concat: lambda w, call: w.add("Concat", call.inputs, call.output, axis=call.op.axis + 1),
     ops.Attention: _attention,
 }
-"""Every op of :data:`nt_core.ops.OPS`."""
+"""Every op of :data:`nt_core.graph.ops.OPS`."""

@@ -12,13 +12,11 @@ from onnx import ModelProto, TensorProto, checker, helper, save_model
 
 import nt_core
 from nt_core import CheckpointError, EnsembleSpec, Tokens
-from nt_core.aggregation import Fitted
-from nt_core.checkpoint import Checkpoint, Values, aggregation_of, load_checkpoint
+from nt_core.checkpoint import STACKED, Checkpoint, Values, aggregation_of, load_checkpoint, unroll
 from nt_core.files import write_atomically
 from nt_core.graph import INPUT
-from nt_core.metrics import Aggregation
+from nt_core.metrics import Aggregation, Fitted
 from nt_core.structure import Layout
-from nt_core.unroll import STACKED, unroll
 from nt_onnx.lowering import LOWERINGS
 from nt_onnx.writer import Writer
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from nt_core.checkpoint import Checkpoint, load_checkpoint
-from nt_core.mask import Mask
-from nt_torch.compile import Ensemble, as_numpy, fast_layout, find_device, unwrap
+from nt_core.masks import Mask
+from nt_torch.network.model import Ensemble, as_numpy, fast_layout, find_device, unwrap
 
 
 def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nt_core import Tokens
 from nt_core.metrics import Aggregation, Metrics, evaluation_batch_size
 from nt_core.training import Batches
-from nt_torch.compile import as_numpy, unwrap
+from nt_torch.network.model import as_numpy, unwrap
 
 
 def predict(model: nn.Module, inputs: NDArray[Any] | Tensor, *, batch_size: int = 256) -> NDArray[np.float32]:

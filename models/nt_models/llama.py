@@ -15,7 +15,7 @@ from nt_core import (
     Tokens,
     architecture,
 )
-from nt_core.ops import Attention, Linear, RMSNorm
+from nt_core.graph.ops import Attention, Linear, RMSNorm
 
 
 @architecture

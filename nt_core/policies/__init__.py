@@ -3,7 +3,7 @@
 A criterion scores positions one by one; :func:`swap` composes two of them into a policy and does the
 counting, the selection with its tie rule, and the record of what changed. Criteria and policies use
 plain arithmetic only, so a backend may run them on its own arrays by passing its
-own :class:`nt_core.arrays.Arrays`.
+own :class:`nt_core.masks.Arrays`.
 """
 
 from nt_core.policies.base import Criterion, Layer, Scorer, Swap

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nt_core.arrays import Array, Draws
+from nt_core.masks import Array, Draws
 from nt_core.values import Shape, Value
 
 Scorer = Callable[[slice], Array]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nt_core.arrays import Array, Moment
 from nt_core.errors import TopologyError
 from nt_core.finite import not_finite
+from nt_core.masks import Array, Moment
 from nt_core.policies.base import Criterion, Layer, Scorer, Swap
 
 Policy = Callable[[Layer, int, Moment], Swap]

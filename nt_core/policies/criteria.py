@@ -7,8 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from nt_core.arrays import Array, Draws
-from nt_core.bipartite import Rule, link_scores
+from nt_core.masks import Array, Draws, Rule, link_scores
 from nt_core.policies.base import Criterion, Layer, Scorer
 from nt_core.values import by_kind
 
@@ -122,7 +121,7 @@ class CannistraciHebb(Criterion):
     Positions that no path reaches come after all others, in random order.
 
     Attributes:
-        rule: how paths are scored, see :data:`nt_core.bipartite.Rule`; CHT: ``ch3_l3``, CHTs: ``ch2_l3n``.
+        rule: how paths are scored, see :data:`nt_core.masks.Rule`; CHT: ``ch3_l3``, CHTs: ``ch2_l3n``.
         soft: whether positions are sampled without replacement with probability ∝ score (Zhang et al. 2025,
             CHTs, §3), instead of the largest taken.
     """

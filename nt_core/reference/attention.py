@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from nt_core.ops import Attention
+from nt_core.graph.ops import Attention
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
 
 

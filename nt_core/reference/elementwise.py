@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from nt_core.errors import NeuroTrailsError
-from nt_core.ops import Activation, Add, Concat, Dropout, Flatten, Multiply
+from nt_core.graph.ops import Activation, Add, Concat, Dropout, Flatten, Multiply
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
 
 Function = Callable[[Array], Array]

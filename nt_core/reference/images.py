@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nt_core.ops import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d, Padding, Pair
+from nt_core.graph.ops import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d, Padding, Pair
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
 from nt_core.values import Shape
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nt_core.ops import Conv2d, Factors, Linear
+from nt_core.graph.ops import Conv2d, Factors, Linear
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
 from nt_core.structure import Layout
 from nt_core.structure.base import divisible

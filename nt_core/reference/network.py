@@ -9,7 +9,7 @@ import numpy as np
 
 from nt_core.errors import NeuroTrailsError, nearest
 from nt_core.graph import INPUT, Node
-from nt_core.ops import Op
+from nt_core.graph.ops import Op
 from nt_core.reference.contract import Applied, Array, Reference
 from nt_core.reference.members import from_examples, from_rows, to_rows
 from nt_core.reference.table import REFERENCE

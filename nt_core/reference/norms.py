@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nt_core.errors import NeuroTrailsError
-from nt_core.ops import BatchNorm, LayerNorm, RMSNorm
+from nt_core.graph.ops import BatchNorm, LayerNorm, RMSNorm
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
 
 Axes = tuple[int, ...]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nt_core.ops import ClassToken, Positions, TakeToken, ToSequence, Transpose
+from nt_core.graph.ops import ClassToken, Positions, TakeToken, ToSequence, Transpose
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
 
 

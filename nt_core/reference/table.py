@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nt_core import ops
-from nt_core.ops import Op
+from nt_core.graph import ops
+from nt_core.graph.ops import Op
 from nt_core.reference.attention import attention
 from nt_core.reference.contract import Reference
 from nt_core.reference.dense import embedding, linear
@@ -41,4 +41,4 @@ REFERENCE: Mapping[type[Op], Reference] = MappingProxyType(
         ops.Attention: attention,
     }
 )
-"""Each op's truth; its keys are exactly :data:`nt_core.ops.OPS`."""
+"""Each op's truth; its keys are exactly :data:`nt_core.graph.ops.OPS`."""

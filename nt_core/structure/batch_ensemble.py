@@ -8,13 +8,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.graph import BlockGraph, Node
-from nt_core.ops import BatchNorm, Conv2d, Factors, LayerNorm, Linear, Op, RMSNorm
+from nt_core.graph import BlockGraph, Node, Spread
+from nt_core.graph.ops import BatchNorm, Conv2d, Factors, LayerNorm, Linear, Op, RMSNorm
 from nt_core.random import Stream
 from nt_core.structure.base import Structure, divisible
 from nt_core.structure.layout import Layout, Part
 from nt_core.values import Members
-from nt_core.weights import Spread
 
 
 class BatchEnsemble(Structure):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from nt_core.errors import GraphError, SpecError
 from nt_core.graph import BlockGraph, expect_ops
-from nt_core.mask import Mask
+from nt_core.masks import Mask
 from nt_core.random import Random
 from nt_core.structure.base import Reduction, Structure
 from nt_core.structure.layout import Layout, Part, crossing, spread

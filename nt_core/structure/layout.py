@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from nt_core.graph import INPUT, Block, BlockGraph, Node, expect_ops, owner
+from nt_core.graph import INPUT, Block, BlockGraph, Node, Weight, expect_ops, owner
 from nt_core.values import Shape
-from nt_core.weights import Weight
 
 Along = Literal["heads", "rows", "channels"]
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from nt_core.errors import GraphError
 from nt_core.graph import INPUT, BlockGraph, Features, Image, Node
-from nt_core.ops import Conv2d, Linear
+from nt_core.graph.ops import Conv2d, Linear
 from nt_core.random import Stream
 from nt_core.structure.base import Reduction, Structure
 from nt_core.structure.layout import Layout, Part

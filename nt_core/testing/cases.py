@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 
-from nt_core import ops
-from nt_core.builder import BlockWriter, GraphBuilder, Tensor
 from nt_core.errors import GraphError
-from nt_core.graph import BlockGraph, Features, Image, Tokens
+from nt_core.graph import BlockGraph, BlockWriter, Features, GraphBuilder, Image, Tensor, Tokens, ops
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import MIMO, BatchEnsemble, Fission, Independent, Layout, MultiHead, Single, Structure
 from nt_core.testing.models import MODELS
@@ -62,7 +60,7 @@ class Case:
 
 
 def op_cases() -> tuple[Case, ...]:
-    """Return small cases that together hold every op of :data:`nt_core.ops.OPS`.
+    """Return small cases that together hold every op of :data:`nt_core.graph.ops.OPS`.
 
     Dropout stands here with rate 0: what it draws is checked by
     :func:`nt_core.testing.conformance.check_dropout`.

@@ -19,9 +19,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from nt_core.builder import GraphBuilder
-from nt_core.graph import Features
-from nt_core.mask import Mask
+from nt_core.graph import Features, GraphBuilder
+from nt_core.masks import Mask
 from nt_core.reference import Array, Evaluated, Values, forward, value_and_gradients
 from nt_core.structure import Single
 from nt_core.testing.cases import Case

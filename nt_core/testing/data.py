@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nt_core.graph import BlockGraph, Tokens
-from nt_core.mask import Mask
+from nt_core.graph import BlockGraph, Tokens, Weight
+from nt_core.masks import Mask
 from nt_core.reference import Array
 from nt_core.structure import Layout
-from nt_core.weights import Weight
 
 GRID = 0.25
 """The step of values with ties: a power of two, so that short sums of products are exact in any dtype."""

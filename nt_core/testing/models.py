@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from nt_core.builder import BlockWriter, GraphBuilder, Tensor
-from nt_core.graph import BlockGraph, Features, Image, Tokens
+from nt_core.graph import BlockGraph, BlockWriter, Features, GraphBuilder, Image, Tensor, Tokens
 
 
 def perceptron(*, norm: bool = False) -> BlockGraph:

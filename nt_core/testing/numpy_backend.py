@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nt_core.mask import Mask
-from nt_core.ops import Op
+from nt_core.graph.ops import Op
+from nt_core.masks import Mask
 from nt_core.reference import REFERENCE, Array, Evaluated, Reference, Values, forward, value_and_gradients
 from nt_core.testing.cases import Case
 

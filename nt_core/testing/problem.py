@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from nt_core import ops
-from nt_core.mask import Mask
-from nt_core.ops import Op
+from nt_core.graph import ops
+from nt_core.graph.ops import Op
+from nt_core.masks import Mask
 from nt_core.reference import REFERENCE, Applied, Array, Inputs, Reference, Weights, forward
 from nt_core.reference.images import unfold
 from nt_core.testing.cases import Case

@@ -11,8 +11,7 @@ import numpy as np
 
 from nt_core.checkpoint import Checkpoint
 from nt_core.spec import EnsembleSpec
-from nt_core.state_files import State
-from nt_core.states import States, Stopped
+from nt_core.states import State, States, Stopped
 from nt_core.testing.data import Blobs
 from nt_core.training import Batches, Trained, Training
 

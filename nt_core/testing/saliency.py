@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nt_core.at_init import AnySaliency, Grasp, PruneAtInit
 from nt_core.reference import Array, forward, value_and_gradients
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import MultiHead
 from nt_core.testing.data import generator, random_input, random_values
 from nt_core.testing.models import MODELS
+from nt_core.topology import AnySaliency, Grasp, PruneAtInit
 
 STEP = 1e-5
 """The length of the step to either side whose gradients are compared to find the Hessian's product."""

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from nt_core.checkpoint import Checkpoint
-from nt_core.plan import OneRun
 from nt_core.spec import EnsembleSpec
 from nt_core.testing.data import Blobs
 from nt_core.testing.resumption import Outcome, expect_same, train_in_pieces
-from nt_core.training import Trained, Training
+from nt_core.training import OneRun, Trained, Training
 
 
 def spoilt(size: int, rows: Collection[int], value: float = np.nan) -> Blobs:

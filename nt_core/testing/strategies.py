@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import DTypeLike, NDArray
 
-from nt_core.builder import BlockWriter, GraphBuilder, Tensor
-from nt_core.graph import BlockGraph, Features, Image, Tokens
-from nt_core.mask import Mask
-from nt_core.ops import Padding
+from nt_core.graph import BlockGraph, BlockWriter, Features, GraphBuilder, Image, Tensor, Tokens
+from nt_core.graph.ops import Padding
+from nt_core.masks import Mask
 from nt_core.structure import Independent, MultiHead, Single, Structure
 from nt_core.testing.cases import Case
 from nt_core.values import Shape

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.arrays import NUMPY, Array, Arrays, Moment
+from nt_core.masks import NUMPY, Array, Arrays, Moment
 from nt_core.policies import Layer
 from nt_core.random import Random
-from nt_core.topology import Dynamic, GradualPruning, Semantics
-from nt_core.update import update
+from nt_core.topology import Dynamic, GradualPruning, Semantics, update
 
 
 def update_cases() -> tuple[Dynamic | GradualPruning, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.arrays import Moment
+from nt_core.masks import Moment
 from nt_core.policies import Criterion, Layer, Swap, share_by_sign
 
 

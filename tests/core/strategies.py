@@ -9,17 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from nt_core.allocation import (
-    ER,
-    ERK,
-    GROUPS,
-    Allocation,
-    ERKPlus,
-    Explicit,
-    RandomGlobal,
-    Uniform,
-    UniformPlus,
-)
 from nt_core.policies import (
     AtRandom,
     CannistraciHebb,
@@ -33,12 +22,27 @@ from nt_core.policies import (
     SignFlip,
     SoftMagnitude,
 )
-from nt_core.presets import PRESETS
-from nt_core.run_spec import RunSpec
-from nt_core.spec import FittedAverage, OneRun
+from nt_core.spec import PRESETS, FittedAverage, RunSpec
+from nt_core.spec.ensemble import OneRun
 from nt_core.structure import Independent, MultiHead, Single
 from nt_core.testing.models import perceptron
-from nt_core.topology import AnyTopology, Dense, DropFraction, Dynamic, GradualPruning, Semantics, Static
+from nt_core.topology import (
+    ER,
+    ERK,
+    AnyTopology,
+    Dense,
+    DropFraction,
+    Dynamic,
+    ERKPlus,
+    Explicit,
+    GradualPruning,
+    RandomGlobal,
+    Semantics,
+    Static,
+    Uniform,
+    UniformPlus,
+)
+from nt_core.topology.allocation import GROUPS, Allocation
 from nt_core.training import SGD, Adam, AdamW, Data, LearningRate, Training
 
 PRUNES: tuple[Criterion, ...] = (

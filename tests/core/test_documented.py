@@ -97,12 +97,12 @@ def targets(node: ast.stmt) -> list[ast.expr]:
 def test_the_walk_sees_what_it_should() -> None:
     seen = {f"{module.__name__}.{name}" for module in MODULES for name, _ in public(module)}
     assert {
-        "nt_core.mask.Mask",
-        "nt_core.mask.Mask.from_flat",
-        "nt_core.mask.Mask.count",
-        "nt_core.graph.BlockGraph.shapes",
+        "nt_core.masks.mask.Mask",
+        "nt_core.masks.mask.Mask.from_flat",
+        "nt_core.masks.mask.Mask.count",
+        "nt_core.graph.blocks.BlockGraph.shapes",
         "nt_core.policies.compose.swap",
-        "nt_core.ops.images.Conv2d.output_shape",
+        "nt_core.graph.ops.images.Conv2d.output_shape",
         "nt_models.mlp.mlp",
         "nt_core.errors.nearest",
     } <= seen

@@ -22,10 +22,9 @@ from nt_core import (
     Static,
     initial_masks,
 )
-from nt_core.aggregation import Fitted
 from nt_core.checkpoint import Checkpoint, save_checkpoint
-from nt_core.metrics import aggregate
-from nt_core.ops import OPS
+from nt_core.graph.ops import OPS
+from nt_core.metrics import Fitted, aggregate
 from nt_core.reference import forward
 from nt_core.testing import model_cases, op_cases, random_input, random_values
 from nt_core.testing.problem import problem

@@ -20,9 +20,9 @@ from nt_core import (
     Static,
     initial_masks,
 )
-from nt_core.aggregation import Fitted
 from nt_core.checkpoint import Checkpoint
-from nt_core.tensor_files import tensors_in
+from nt_core.files import tensors_in
+from nt_core.metrics import Fitted
 from nt_core.testing import random_input, random_values
 from nt_cpu.code import Program
 from nt_cpu.packed import _digest

@@ -27,8 +27,8 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from typer.testing import CliRunner
 
 import nt_models
-from nt_core.run_spec import spell_out
-from nt_lab.cli import app
+from nt_core.spec import spell_out
+from nt_lab.cli.main import app
 
 FENCE = re.compile(r"^```(\w*)", re.MULTILINE)
 LANGUAGES = {"python", "yaml", "bash", "console", "json", "text", "bibtex"}

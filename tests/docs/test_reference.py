@@ -24,30 +24,21 @@ import nt_keras
 import nt_models
 import nt_onnx
 import nt_torch
-from nt_core import (
-    allocation,
-    at_init,
-    ops,
-    plan,
-    policies,
-    presets,
-    run_spec,
-    schedules,
-    spec,
-    structure,
-    topology,
-    training,
-)
+from nt_core import policies, spec, structure, topology
 from nt_core.checkpoint import save_checkpoint
+from nt_core.graph import ops
 from nt_core.metrics import Metrics
+from nt_core.spec import file
+from nt_core.topology import allocation, at_init, declared, schedules
+from nt_core.training import plan, recipe
 from nt_core.values import Value
-from nt_lab.cli import app
-from nt_lab.latency import Latency
-from nt_lab.runs import row
-from nt_lab.serving import Measured
+from nt_lab.cli.main import app
+from nt_lab.runs.folder import row
+from nt_lab.serving.latency import Latency
+from nt_lab.serving.serve import Measured
 
 COMMANDS = typer.main.get_command(app).commands
-MODULES = (allocation, at_init, plan, policies, run_spec, spec, structure, topology, training)
+MODULES = (allocation, at_init, declared, file, plan, policies, recipe, spec, structure)
 NOT_LISTED = {"Allocation", "Criterion", "Structure", "EnsembleSpec", "Plan", "Phase", "Timeline"}
 
 
@@ -274,7 +265,7 @@ def kinds(module: ModuleType, base: type[BaseModel]) -> set[str]:
 
 
 LISTS: Mapping[str, tuple[str, set[str]]] = {
-    "presets": ("explanation/spec.md", set(presets.PRESETS)),
+    "presets": ("explanation/spec.md", set(nt_core.PRESETS)),
     "ops": ("explanation/graph.md", {op.model_fields["kind"].default for op in ops.OPS}),
     "plans": ("explanation/plan.md", kinds(plan, plan.Plan)),
     "structures": ("explanation/structure.md", kinds(structure, structure.Structure)),

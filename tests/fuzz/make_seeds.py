@@ -33,10 +33,11 @@ from nt_core import (
     initial_values,
 )
 from nt_core.checkpoint import CONFIG, Checkpoint, save_checkpoint
-from nt_core.run_spec import read_spec
-from nt_core.state_files import State, write_state
-from nt_core.tensor_files import TENSORS
-from nt_models.huggingface import save_llama
+from nt_core.files import TENSORS
+from nt_core.spec import read_spec
+from nt_core.states import State
+from nt_core.states.file import write_state
+from nt_models.huggingface.folder import save_llama
 from nt_models.tiny import TINY
 from tests.fuzz.readers import split_safetensors
 

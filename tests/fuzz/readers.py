@@ -28,21 +28,23 @@ from safetensors.numpy import load_file
 import nt_cpu
 import nt_models
 from nt_core import NeuroTrailsError
-from nt_core.checkpoint import CONFIG, _config_sha256, load_checkpoint
-from nt_core.run_spec import read_spec
-from nt_core.state_files import _digest as state_digest
-from nt_core.state_files import read_state
-from nt_core.tensor_files import MAPPED, TENSORS, stored_tensors
+from nt_core.checkpoint import CONFIG, load_checkpoint
+from nt_core.checkpoint.directory import _config_sha256
+from nt_core.files import TENSORS, stored_tensors
+from nt_core.files.tensors import MAPPED
+from nt_core.spec import read_spec
+from nt_core.states.file import _digest as state_digest
+from nt_core.states.file import read_state
 from nt_core.training import Data
 from nt_cpu.code import Program
 from nt_cpu.packed import _digest as packed_digest
-from nt_lab.architectures import ARCHITECTURES
-from nt_lab.data import load
-from nt_lab.decode import reader, resized
-from nt_lab.runs import HISTORY, RunFolder, flat, row
-from nt_lab.text import read_text
-from nt_lab.tokenizer import open_tokenizer
-from nt_models.huggingface import load_llama
+from nt_lab.data.decode import reader, resized
+from nt_lab.data.load import load
+from nt_lab.data.text import read_text
+from nt_lab.data.tokenizer import open_tokenizer
+from nt_lab.runs.architectures import ARCHITECTURES
+from nt_lab.runs.folder import HISTORY, RunFolder, flat, row
+from nt_models.huggingface.folder import load_llama
 
 Consume = Callable[[bytes, Path], object]
 

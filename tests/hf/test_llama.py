@@ -18,8 +18,8 @@ from nt_core import EnsembleSpec, Independent, MultiHead, Single, Static
 from nt_core.cost import cost
 from nt_core.reference import forward
 from nt_core.testing.data import random_values
-from nt_models.huggingface import load_llama, read_llama_config, save_llama
-from nt_models.huggingface_config import LlamaConfig as OurConfig
+from nt_models.huggingface.config import LlamaConfig as OurConfig
+from nt_models.huggingface.folder import load_llama, read_llama_config, save_llama
 from nt_models.llama import llama_arguments
 from nt_torch.checkpoint import restore
 

@@ -20,7 +20,7 @@ from nt_core import EnsembleSpec, initial_masks, initial_values
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.metrics import Metrics
 from nt_core.training import Trained
-from nt_lab.backends import BACKENDS, ENGINE_VARIABLE, Backend
+from nt_lab.runs.backends import BACKENDS, ENGINE_VARIABLE, Backend
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("tests")
@@ -100,8 +100,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     monkeypatch.setenv(ENGINE_VARIABLE, "")  # set first, so that what the code under test sets is undone
     for name in BACKENDS:
-        for file in ("train", "checkpoint", "evaluate"):
-            monkeypatch.setitem(sys.modules, f"nt_{name}.{file}", SimpleNamespace(**VERBS))
+        monkeypatch.setitem(sys.modules, f"nt_{name}", SimpleNamespace(**VERBS))
 
     def install(*packages: str) -> None:
         there = {*packages, *(f"nt_{name}" for name in BACKENDS)}
@@ -109,7 +108,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def find_spec(package: str) -> ModuleSpec | None:
             return ModuleSpec(package, None, origin="here") if package in there else None
 
-        monkeypatch.setattr("nt_lab.backends.find_spec", find_spec)
+        monkeypatch.setattr("nt_lab.runs.backends.find_spec", find_spec)
 
     return install
 

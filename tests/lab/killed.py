@@ -16,13 +16,13 @@ import torch._dynamo  # which making an optimiser imports, and takes a second
 
 import nt_models
 from nt_core.errors import NeuroTrailsError
-from nt_core.run_spec import RunSpec, read_spec
+from nt_core.spec import RunSpec, read_spec
 from nt_core.states import Stopped
 from nt_core.testing.data import Blobs
-from nt_lab import signals
-from nt_lab import train as lab
-from nt_lab.backends import choose
-from nt_lab.data import Normalisation, Split
+from nt_lab.data.load import Normalisation, Split
+from nt_lab.runs import signals
+from nt_lab.runs.backends import choose
+from nt_lab.training import train as lab
 
 GRAPH = [
     "graph.name=mlp",
@@ -47,7 +47,7 @@ def train(preset: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Train on points in memory, so that a process has soon begun."""
     normalisation = Normalisation(mean=(0.0,), std=(1.0,))
     split = Split(train=Blobs(), test=Blobs(30, shuffle=False), normalisation=normalisation)
-    with mock.patch("nt_lab.train.load", return_value=split):
+    with mock.patch("nt_lab.training.train.load", return_value=split):
         return lab.train(run_of(preset), folder, device="cpu", backend=choose("torch"), **options)
 
 

@@ -10,10 +10,9 @@ import pytest
 import nt_models
 import nt_onnx
 from nt_core import CheckpointError, EnsembleSpec, MultiHead, Tokens
-from nt_core.aggregation import Fitted
 from nt_core.checkpoint import Checkpoint, save_checkpoint
-from nt_core.metrics import aggregate
-from nt_core.ops import OPS
+from nt_core.graph.ops import OPS
+from nt_core.metrics import Fitted, aggregate
 from nt_core.reference import forward
 from nt_core.testing import model_cases, op_cases, random_values
 from nt_models.tiny import TINY

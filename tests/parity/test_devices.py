@@ -1,4 +1,4 @@
-"""Several devices train as one does; those of TensorFlow are tested in tests/keras/test_distribution.py."""
+"""Several devices train as one does; those of TensorFlow are tested in tests/keras/engines."""
 
 from __future__ import annotations
 

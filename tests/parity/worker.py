@@ -34,15 +34,13 @@ from nt_core import (
     initial_masks,
     initial_values,
 )
-from nt_core.arrays import Moment
 from nt_core.checkpoint import save_checkpoint
-from nt_core.exploration import pack, seen_with
+from nt_core.masks import Moment
 from nt_core.policies import Layer, Momentum
 from nt_core.reference import forward, value_and_gradients
 from nt_core.testing.models import MODELS
-from nt_core.topology import due, final_counts, momentum_beta
+from nt_core.topology import Update, due, final_counts, momentum_beta, pack, seen_with, update
 from nt_core.training import SGD, LearningRate, Training
-from nt_core.update import Update, update
 
 Arrays = dict[str, Any]
 LR, MOMENTUM, DECAY, BATCH, STEPS = 0.05, 0.9, 5e-4, 64, 20
@@ -225,8 +223,8 @@ def run_of_torch(spec: EnsembleSpec, folder: Path) -> Arrays:
 
 def run_of_keras(spec: EnsembleSpec, folder: Path) -> Arrays:
     import nt_keras
-    from nt_keras.layouts import batch_to_keras
-    from nt_keras.optimizers import make_optimizer
+    from nt_keras.engines.layouts import batch_to_keras
+    from nt_keras.topology.optimizers import make_optimizer
 
     model = nt_keras.compile(spec, seed=3)
     model.compile(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from nt_lab.cli import app
-from nt_lab.runs import RunFolder
+from nt_lab.cli.main import app
+from nt_lab.runs.folder import RunFolder
 
 
 def test_a_sweep_through_ray_is_the_sweep_without_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import imagecorruptions
 import numpy as np
 import pytest
 
-from nt_lab.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nt_lab.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 ROWS = np.array([3, 8])
 

@@ -5,8 +5,8 @@ import pytest
 from small import GRAPH
 
 from nt_core import MIMO, PRESETS, BatchEnsemble, DataError, EnsembleSpec, Fission, OneRun, Static
-from nt_core.at_init import PruneAtInit
 from nt_core.testing import Blobs
+from nt_core.topology import PruneAtInit
 from nt_core.training import SGD, Training
 
 SHARING = {

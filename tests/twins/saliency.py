@@ -17,10 +17,10 @@ from nt_core import (
     Static,
     TopologyError,
 )
-from nt_core.saliency import first_examples, saliency_masks
 from nt_core.testing import Blobs
 from nt_core.testing.saliency import reference_gradients
-from nt_core.training import SGD, Training
+from nt_core.topology import saliency_masks
+from nt_core.training import SGD, Training, first_examples
 
 BOTH = pytest.mark.parametrize("criterion", [Snip(), Grasp()], ids=lambda each: each.kind)
 

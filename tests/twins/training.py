@@ -17,8 +17,8 @@ from nt_core import (
     OneRun,
     Single,
 )
-from nt_core.aggregation import Fitted
 from nt_core.checkpoint import load_checkpoint, save_checkpoint
+from nt_core.metrics import Fitted
 from nt_core.testing import Blobs
 from nt_core.training import SGD, Adam, AdamW, LearningRate, Training
 

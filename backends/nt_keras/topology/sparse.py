@@ -1,0 +1,348 @@
+"""An optimiser that keeps inactive weights at zero, around any optimiser of Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from nt_core.errors import TopologyError
+from nt_core.topology import Bits, momentum_beta, reads_gradient, replaces_step
+from nt_keras.engines import engine
+from nt_keras.network.layers import register
+from nt_keras.network.model import Network
+from nt_keras.topology.finite import Guard
+from nt_keras.topology.wrapper import Wrapper, expect_plain, recording
+from nt_keras.topology.zeros import clear, keeps_zeros, warn_of_zero_by_zero
+
+
+def sparse(
+    optimizer: keras.optimizers.Optimizer | str, model: Network, *, keep_gradients: bool | None = None
+) -> Sparse:
+    """Wrap an optimiser so that a model's inactive weights, and its variables for them, stay exactly zero.
+
+    Args:
+        optimizer: any of Keras', new, with whatever it is given: clipping, accumulation, schedules, averages;
+            or one of your own that makes its variables by ``add_variable_from_reference``, as Keras' do.
+        model: what ``nt_keras.compile`` returned.
+        keep_gradients: whether the dense gradient is kept at update steps, in one more variable for each
+            masked weight; None: if the spec's topology reads it. Say True for a policy of your own.
+
+    Raises:
+        TopologyError: the optimiser is wrapped already, was used already, or wraps others.
+
+    Example:
+        >>> import nt_core, nt_models, nt_keras
+        >>> spec = nt_core.PRESETS["rigl"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> model = nt_keras.compile(spec)
+        >>> model.compile(optimizer=sparse("adam", model), loss=nt_keras.ensemble_loss())
+    """
+    inner = keras.optimizers.get(optimizer)
+    expect_plain(inner)
+    warn_of_zero_by_zero(inner)
+    topology = model.spec.topology
+    keep = reads_gradient(topology) if keep_gradients is None else keep_gradients
+    return Sparse(
+        inner,
+        keep_gradients=keep,
+        replaces_step=replaces_step(topology),
+        momentum_beta=momentum_beta(topology),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What lies beside one of the model's variables.
+
+    Attributes:
+        mask: what a step reads its mask from; None where it has none.
+        gradient: holds its dense gradient; None where none is kept.
+        momentum: holds its smoothed dense gradient; None where no topology reads it.
+        slots: the variables of its shape that the wrapped optimiser made for it.
+    """
+
+    mask: Any
+    gradient: Any
+    momentum: Any
+    slots: Sequence[Any]
+
+
+@register
+class Sparse(Wrapper):
+    """The optimiser that :func:`sparse` makes.
+
+    Before each step it sets the gradient of inactive weights to zero, so that the wrapped optimiser, its
+    clipping and its accumulation see the sparse model's gradient; after it, inactive weights and every
+    variable the optimiser made for them are exactly zero, whatever it did. At the steps that
+    :class:`nt_keras.Topology` announces it keeps the dense gradient: reduced over replicas, summed over
+    micro-batches, unscaled, before clipping. Where the topology reads it, it also keeps that gradient's
+    exponential mean over all steps.
+
+    Attributes:
+        seen: every mask so far, packed, by weight; :class:`nt_keras.Topology` fills it, and it is saved here.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        keep_gradients: bool = False,
+        replaces_step: bool = False,
+        momentum_beta: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(inner_optimizer, name=name)
+        self.keep_gradients, self.replaces_step = keep_gradients, replaces_step
+        self.momentum_beta = momentum_beta
+        self.seen: dict[str, Bits] = {}
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the variables; ``variables`` are the model's trainable ones."""
+        if not self.built:
+            _expect_same_strategy(self, variables)
+            with engine.outside_graphs():
+                self._build(variables)
+
+    def _build(self, variables: Sequence[Any]) -> None:
+        self._next_update = self.add_variable(
+            (), dtype="int32", aggregation="only_first_replica", name="next_update"
+        )
+        with recording(self.inner_optimizer) as made:
+            self.inner_optimizer.build(variables)
+        self._beside = [self._make_beside(variable, made.get(id(variable), [])) for variable in variables]
+        self._zeros_stay = keeps_zeros(self.inner_optimizer, variables)
+        super().build(variables)
+        self.follow(variables)
+
+    def _make_beside(self, variable: Any, slots: Sequence[Any]) -> Beside:
+        mask, gradient, momentum = getattr(variable, "mask", None), None, None
+        if mask is None:
+            return Beside(None, None, None, slots)
+        if self.keep_gradients:
+            gradient = self.add_variable_from_reference(variable, name="dense_gradient")
+        if self.momentum_beta is not None:
+            momentum = self.add_variable_from_reference(variable, name="dense_momentum")
+        if engine.ENGINE == "jax":  # whose training step hands an optimiser its own variables only
+            mask = self.add_variable(mask.shape, "ones", dtype="bool", layout=mask._layout, name="mask")
+        return Beside(mask, gradient, momentum, slots)
+
+    def knows(self, variable: Any) -> bool:
+        """Tell whether it was built for a variable."""
+        return self._var_key(variable) in self._trainable_variables_indices
+
+    def expect_known(self, variables: Sequence[Any]) -> None:
+        """Check that it was built for variables.
+
+        Raises:
+            TopologyError: it was built for others.
+        """
+        for variable in variables:
+            if not self.knows(variable):
+                raise TopologyError(
+                    f"optimizer: it was made for other weights, {variable.path!r} is not among them; wrap a "
+                    "new one by nt_keras.sparse(optimizer, model), with this model, once its layers are "
+                    "trainable or not"
+                )
+
+    def beside(self, variable: Any) -> Beside:
+        """Return what lies beside one of the model's variables."""
+        beside: Beside = self._beside[self._get_variable_index(variable)]
+        return beside
+
+    def slots(self, variable: Any) -> Sequence[Any]:
+        """Return the variables of its shape that the wrapped optimiser made for a variable."""
+        return self.beside(variable).slots
+
+    def follow(self, variables: Sequence[Any]) -> None:
+        """Take over the model's masks as they are now, and set to zero what is inactive."""
+        for variable in variables:
+            copy = self.beside(variable).mask
+            if copy is not None and copy is not variable.mask:
+                copy.assign(ops.copy(variable.mask.value))  # JAX donates each buffer once
+        with engine.scope_of(self.calls):
+            self.remask(variables)
+
+    def remask(self, variables: Sequence[Any]) -> None:
+        """Set to zero what is inactive in masked variables and in what the optimiser made for them."""
+        pairs = [
+            (each, beside.mask)
+            for variable in variables
+            if (beside := self.beside(variable)).mask is not None
+            for each in (variable, *beside.slots)
+        ]
+        engine.assign(clear, [each for each, _ in pairs], [mask for _, mask in pairs])
+
+    @property
+    def gradient_scale(self) -> float:
+        """What a kept gradient is divided by: it is summed over micro-batches, and perhaps scaled."""
+        return self.accumulation * (self.loss_scale_factor or 1.0)
+
+    @property
+    def smoothed(self) -> Sequence[Any]:
+        """The variables that hold smoothed dense gradients."""
+        return [beside.momentum for beside in self._beside if beside.momentum is not None]
+
+    def announce(self, step: int | None) -> None:
+        """Say after which optimiser step, counted from 1, the topology is updated next."""
+        self._next_update.assign(step or 0)
+
+    @property
+    def awaits_update(self) -> bool:
+        """Whether an update was announced that has not come yet."""
+        return self.built and int(self._next_update) > int(self.iterations)
+
+    def calls_until(self, step: int) -> int:
+        """Return how many calls are left until an optimiser step, counted from 1, is taken."""
+        return step * self.accumulation - int(engine.to_numpy(self.calls))
+
+    @engine.as_written
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Take one step, or add up one micro-batch."""
+        if not self.built:
+            self.build(list(trainable_variables or []))
+        variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
+        self.expect_known(variables)
+        if self.keep_gradients:
+            self._keep(grads, variables)
+        if self.momentum_beta is not None:
+            self._smooth(grads, variables, self.momentum_beta)
+        masked = [self._masked(each, variable) for each, variable in zip(grads, variables, strict=True)]
+        if self.replaces_step:
+            self._step_unless_replaced(masked, variables)
+        else:
+            self.inner_optimizer.apply(masked, variables)
+        if not self._zeros_stay:
+            self.remask(variables)
+
+    def _masked(self, gradient: Any, variable: Any) -> Any:
+        mask = self.beside(variable).mask
+        return gradient if mask is None or gradient is None else clear(gradient, mask.value)
+
+    def _keep(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Add a micro-batch's dense gradients to those kept, if the topology is updated after this step."""
+        places, found = [], []
+        for gradient, variable in zip(grads, variables, strict=True):
+            if (place := self.beside(variable).gradient) is not None:
+                places.append(place)
+                found.append(_expect_gradient(gradient, variable))
+        first = ops.equal(self.calls % self.accumulation, 0)
+
+        def add(kept: Any, gradient: Any) -> Any:
+            gradient = ops.cast(gradient, kept.dtype)
+            return gradient if self.accumulation == 1 else ops.where(first, gradient, kept + gradient)
+
+        def keep(*gradients: Any) -> None:
+            engine.assign(add, places, engine.add_up(gradients))
+
+        engine.cond(self._is_due(), keep, engine.nothing, found, places)
+
+    def _smooth(self, grads: Sequence[Any], variables: Sequence[Any], beta: float) -> None:
+        """Let a micro-batch's dense gradients enter their exponential means, which fade once in each step."""
+        places, found = [], []
+        for gradient, variable in zip(grads, variables, strict=True):
+            if (place := self.beside(variable).momentum) is not None:
+                places.append(place)
+                found.append(_expect_gradient(gradient, variable))
+        factor = (1 - beta) / self.gradient_scale
+        fade = beta
+        if self.accumulation > 1:
+            fade = ops.where(ops.equal(self.calls % self.accumulation, 0), beta, 1.0)
+
+        def blend(smoothed: Any, gradient: Any) -> Any:
+            return smoothed * ops.cast(fade, smoothed.dtype) + factor * ops.cast(gradient, smoothed.dtype)
+
+        engine.assign(blend, places, engine.add_up(found))
+
+    def _is_due(self) -> Any:
+        """Tell whether an update follows the optimiser step that this micro-batch belongs to."""
+        step = self.calls // self.accumulation + 1
+        return ops.equal(step, ops.cast(self._next_update, step.dtype))
+
+    def _step_unless_replaced(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        inner = self.inner_optimizer
+
+        def pass_over(*_: Any) -> None:
+            if self.accumulation > 1:
+                inner._backend_reset_gradient_accumulators()
+            self.calls.assign_add(1)
+
+        def step(*grads: Any) -> None:
+            inner.apply(list(grads), variables)
+
+        last = ops.equal((self.calls + 1) % self.accumulation, 0)
+        replaced = ops.logical_and(self._is_due(), last)
+        engine.cond(replaced, pass_over, step, grads, [*variables, *inner.variables])
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save what is its own: masks are the model's, the rest the wrapped optimiser's.
+
+        Dense gradients that are half added up, smoothed ones, and every mask so far.
+        """
+        for number, beside in enumerate(self._beside):
+            if beside.momentum is not None:
+                store[f"momentum {number}"] = beside.momentum.numpy()
+        for name, bits in self.seen.items():
+            store[f"seen {name.replace('/', '|')}"] = bits  # a slash would make a group of HDF5's
+        if int(engine.to_numpy(self.calls)) % self.accumulation:
+            for number, beside in enumerate(self._beside):
+                if beside.gradient is not None:
+                    store[f"gradient {number}"] = beside.gradient.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what was saved, and take over the masks, which Keras loads before."""
+        for key in store.keys():  # noqa: SIM118
+            kind, _, which = key.partition(" ")
+            if kind == "seen":
+                self.seen[which.replace("|", "/")] = np.array(store[key], dtype=np.uint8)
+            else:
+                getattr(self._beside[int(which)], kind).assign(store[key])
+        self.follow(self._trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        names = ("keep_gradients", "replaces_step", "momentum_beta")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def find_sparse(optimizer: Any) -> Sparse:
+    """Return the wrapper that keeps masks, perhaps inside a loss scale.
+
+    Raises:
+        TopologyError: there is none.
+    """
+    found = unscaled(optimizer)
+    if not isinstance(found, Sparse):
+        raise TopologyError(
+            f"optimizer: expected one that keeps inactive weights at zero, found {type(found).__name__}; "
+            "compile with optimizer=nt_keras.sparse(optimizer, model)"
+        )
+    return found
+
+
+def unscaled(optimizer: Any) -> Any:
+    """Return an optimiser without the loss scales and guards around it."""
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer | Guard):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _expect_same_strategy(optimizer: Sparse, variables: Sequence[Any]) -> None:
+    strategy = engine.strategy_of(optimizer.calls)
+    for variable in variables:
+        if engine.strategy_of(variable) is not strategy:
+            raise TopologyError(
+                f"optimizer: it and weight {variable.path!r} were not made under the same distribution "
+                "strategy; make the model and the optimiser inside one strategy.scope()"
+            )
+
+
+def _expect_gradient(gradient: Any, variable: Any) -> Any:
+    if gradient is None:
+        raise TopologyError(
+            f"weight {variable.path!r}: it has no gradient, but the topology reads it; the loss must depend "
+            "on every member"
+        )
+    return gradient

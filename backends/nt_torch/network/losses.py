@@ -1,0 +1,83 @@
+"""The loss of an ensemble."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from nt_core import DataError
+
+
+def ensemble_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    label_smoothing: float = 0.0,
+    distillation: float | None = None,
+) -> Tensor:
+    """Cross-entropy of every member.
+
+    Args:
+        logits: (M, B, classes), or (M, B, T, classes) for sequences.
+        targets: (B,) or (B, T) class numbers, the same for all members; or (M·B,), each member's own,
+            member-major.
+        reduction: over members, of each member's mean loss. ``spec.loss_reduction`` says which a spec means:
+            ``mean`` for heads of one network, ``sum`` for independent members, whose gradients a mean would
+            divide by M.
+        label_smoothing: as in ``torch.nn.functional.cross_entropy``.
+        distillation: T; each member also learns from the mean of all members' logits, which is not trained
+            by it: T²·KL(mean ‖ member), both at temperature T (Hinton et al. 2015). ``spec.distillation``
+            says what a spec means.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        DataError: shapes do not go together.
+
+    Example:
+        >>> round(ensemble_loss(torch.zeros(3, 2, 10), torch.tensor([4, 7])).item(), 4)
+        2.3026
+    """
+    members, rows, classes = logits.shape[0], logits.shape[1], logits.shape[-1]
+    if targets.shape not in (logits.shape[1:-1], (members * rows, *logits.shape[2:-1])):
+        raise DataError(
+            f"targets: expected shape {tuple(logits.shape[1:-1])} for logits {tuple(logits.shape)}, "
+            f"found {tuple(targets.shape)}"
+        )
+    if (
+        not torch.compiler.is_compiling()
+        and targets.device.type == "cpu"
+        and targets.numel()
+        and not 0 <= int(targets.min()) <= int(targets.max()) < classes
+    ):
+        raise DataError(
+            f"targets: expected classes from 0 to {classes - 1}, found {int(targets.min())} to "
+            f"{int(targets.max())}; check the labels, or the network's number of classes"
+        )
+    own = targets if len(targets) == members * rows else targets.expand(members, *targets.shape)
+    loss = cross_entropy(logits.reshape(-1, classes), own.reshape(-1), label_smoothing=label_smoothing)
+    if distillation is not None:
+        loss = loss + distillation_loss(logits, distillation)
+    return loss if reduction == "mean" else loss * members
+
+
+def distillation_loss(logits: Tensor, temperature: float) -> Tensor:
+    """Return T²·KL(mean of the members ‖ member), averaged over members and rows.
+
+    Args:
+        logits: (M, B, …, classes); no gradient flows through their mean.
+        temperature: T.
+
+    Example:
+        >>> distillation_loss(torch.zeros(3, 2, 10), 3.0).item()
+        0.0
+    """
+    teacher = (logits.detach().mean(0, keepdim=True) / temperature).log_softmax(-1)
+    students = (logits / temperature).log_softmax(-1)
+    divergence = (teacher.exp() * (teacher - students)).sum(-1)
+    return temperature**2 * divergence.mean()

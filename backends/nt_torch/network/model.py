@@ -1,0 +1,184 @@
+"""A spec as a ``torch.nn.Module``: what it computes, and where its weights and masks are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nt_core import DataError, EnsembleSpec
+from nt_core.graph import INPUT
+from nt_core.masks import Mask
+from nt_torch.network.execution import Execution
+from nt_torch.network.heads import run_batched
+from nt_torch.network.members import from_examples, from_rows
+from nt_torch.network.parts import MASK, PartModule, module_key
+from nt_torch.processes.shards import whole
+
+
+class Ensemble(nn.Module):
+    """A compiled spec; ``model(x)`` gives logits of shape (M, B, …).
+
+    An ordinary module: its weights are dense parameters with exact zeros where a connection is inactive, and
+    beside each masked ``weight`` lies a boolean buffer ``weight_mask``. Heads share the backbone's output.
+
+    Attributes:
+        spec: what was declared.
+        backbone: None where members share nothing.
+        heads: one module for each member.
+        execution: how it is computed; may be changed at any time.
+    """
+
+    def __init__(self, spec: EnsembleSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.execution = Execution()
+        layout = spec.layout
+        shapes, output = layout.graph.shapes, layout.graph.output
+        self.backbone = (
+            PartModule(layout.backbone, shapes, layout.crossing) if layout.backbone is not None else None
+        )
+        self.heads = nn.ModuleList(PartModule(head, shapes, (output,)) for head in layout.heads)
+        roots = {head.name: f"heads.{i}" for i, head in enumerate(layout.heads)}
+        self._paths = {
+            p.name: f"{roots.get(p.part, p.part)}.ops.{module_key(p.block.name, p.node.name)}.{p.weight.name}"
+            for p in layout.weights
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute every member's logits. (B, *input shape) → (M, B, *output shape).
+
+        In training, members with rows of their own (``layout.own_rows``) get B / M of them each, in order.
+        """
+        layout = self.spec.layout
+        expected = layout.input_shape
+        if tuple(x.shape[1:]) != expected:
+            raise DataError(
+                f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
+                "images are (batch, channels, height, width)"
+            )
+        values = {INPUT: from_examples(layout, x, training=self.training)}
+        execution, output = self.execution, layout.graph.output
+        recompute = execution.activation_checkpointing and self.training and torch.is_grad_enabled()
+        if self.backbone is not None:
+            values = self.backbone(values, recompute=recompute)
+        if not self.heads:
+            return from_rows(layout, values[output])
+        if execution.heads == "batched":
+            return run_batched([*self.heads], values, recompute=recompute)[output]
+        return torch.stack([head(values, recompute=recompute)[output] for head in self.heads])
+
+    @property
+    def execution(self) -> Execution:
+        """How it is computed.
+
+        Raises:
+            SpecError: when it is set to what this model cannot be computed by.
+        """
+        return self._execution
+
+    @execution.setter
+    def execution(self, wanted: Execution) -> None:
+        self._execution = wanted.expect_possible(self.spec.layout)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Masks: DistributedDataParallel need not send them, for every process makes the same choices."""
+        return [name for name, _ in self.named_buffers() if name.endswith(f".{MASK}")]
+
+    def array(self, name: str) -> Tensor:
+        """Return the parameter or buffer behind a weight's full name, as it is now.
+
+        Look it up when you need it: wrappers may replace parameters.
+        """
+        found = getattr(self.owner(name), self._paths[name].rpartition(".")[2])
+        assert isinstance(found, Tensor)
+        return found
+
+    def owner(self, name: str) -> nn.Module:
+        """Return the module that holds a weight and its mask."""
+        return self.get_submodule(self._paths[name].rpartition(".")[0])
+
+    def mask(self, name: str) -> Tensor | None:
+        """Return the boolean mask of a weight, True where active; None where it has none."""
+        return getattr(self.owner(name), MASK, None) if name.endswith(".weight") else None
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """The full names of all weights that have a mask."""
+        return tuple(p.name for p in self.spec.layout.sparsifiable if self.mask(p.name) is not None)
+
+    def set_mask(self, name: str, mask: Mask) -> None:
+        """Give a weight a mask and set its inactive elements to zero."""
+        active = self.register_mask(name, mask)
+        with torch.no_grad():
+            self.array(name).masked_fill_(~active, 0)
+
+    def register_mask(self, name: str, mask: Mask) -> Tensor:
+        """Put a mask beside a weight, whose values stay as they are; return it as a tensor."""
+        active = torch.from_numpy(mask.dense()).to(self.array(name).device)
+        self.owner(name).register_buffer(MASK, active)
+        return active
+
+
+def fast_layout(model: Ensemble) -> Ensemble:
+    """Put a network of convolutions into channels-last memory, which CPUs and GPUs compute faster.
+
+    Training and loading both do it, for another layout gives other last digits.
+    """
+    if any(parameter.dim() == 4 for parameter in model.parameters()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def find_device(name: torch.device | str | None) -> torch.device:
+    """Return a device that can be used; None: a GPU if there is one, else the CPU.
+
+    Raises:
+        DataError: there is no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"device {str(name)!r}: {reason}; use cpu, or leave the device out") from None
+    return device
+
+
+def unwrap(model: nn.Module) -> Ensemble:
+    """Return the ensemble inside what ``torch.compile``, DDP or accelerate put around it.
+
+    Raises:
+        DataError: there is none.
+    """
+    inner: object = model
+    while not isinstance(inner, Ensemble):
+        wrapped = [getattr(inner, name, None) for name in ("module", "_orig_mod")]
+        found = [candidate for candidate in wrapped if isinstance(candidate, nn.Module)]
+        if not found:
+            raise DataError(
+                "model: expected what nt_torch.compile returned, perhaps wrapped; "
+                f"found {type(inner).__name__}"
+            )
+        inner = found[0]
+    return inner
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """Return a tensor as a NumPy array on the CPU, sharing memory where it can; bfloat16 becomes float32.
+
+    One whose parts several processes hold becomes whole; all of them must ask.
+    """
+    tensor = whole(tensor.detach())
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.cpu().numpy()

@@ -1,0 +1,154 @@
+"""The backbone or one head as a module: blocks in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from nt_core import GraphError
+from nt_core.graph.ops import Op
+from nt_core.structure import Part
+from nt_core.values import Shape
+from nt_torch.network.batched import BATCHED, Batched
+from nt_torch.network.lowering import LOWERINGS
+from nt_torch.network.recomputation import recomputed
+
+MASK = "weight_mask"
+"""The buffer beside a masked ``weight``: bool, True where a connection is active."""
+
+Values = dict[str, Tensor]
+"""Tensors by the references that read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op as it runs: how for all heads at once, the key of its module, what it reads, what it gives."""
+
+    op: Op
+    batched: Batched
+    key: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+Compute = Callable[[Step, list[Tensor]], Tensor]
+"""Computes an op of what it reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One block as it runs.
+
+    Attributes:
+        steps: its ops, each with what is no longer needed after it.
+        reads: what it reads of others.
+        gives: what others read of it.
+        forgets: what nobody reads after it.
+    """
+
+    steps: tuple[tuple[Step, tuple[str, ...]], ...]
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+    forgets: tuple[str, ...]
+
+    def take(self, values: Values) -> Values:
+        """Return what the block reads; what nobody reads after it is taken out."""
+        return {ref: values.pop(ref) if ref in self.forgets else values[ref] for ref in self.reads}
+
+
+class PartModule(nn.Module):
+    """The backbone or one head: its ops in the order in which they run.
+
+    Attributes:
+        stages: its blocks.
+        gives: what is read elsewhere.
+    """
+
+    def __init__(self, part: Part, shapes: Mapping[str, Shape], gives: tuple[str, ...]) -> None:
+        super().__init__()
+        self.ops = nn.ModuleDict()
+        blocks = []
+        for block in part.blocks:
+            steps = []
+            for node in block.nodes:
+                key = module_key(block.name, node.name)
+                if key in self.ops:
+                    raise GraphError(
+                        f"block {block.name!r}, op {node.name!r}: PyTorch names it {key!r}, which is taken; "
+                        "rename the block: a dot and an underscore are the same there"
+                    )
+                self.ops[key] = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
+                steps.append(
+                    Step(node.op, BATCHED[type(node.op)], key, node.inputs, f"{block.name}/{node.name}")
+                )
+            blocks.append(steps)
+        self.stages = tuple(_stages(blocks, gives))
+        self.gives = gives
+
+    def forward(self, values: Values, *, recompute: bool = False) -> Values:
+        """Run all ops on the values they read; return those that are read elsewhere.
+
+        Args:
+            values: what the part reads.
+            recompute: whether what a block computes inside is computed again in the backward pass.
+        """
+        return run_stages(
+            [self], values, lambda step, inputs: self.ops[step.key](*inputs), recompute=recompute
+        )
+
+
+def run_stages(
+    alike: Sequence[PartModule], values: Values, compute: Compute, *, recompute: bool = False
+) -> Values:
+    """Run all blocks of parts that are alike; return the values that are read elsewhere."""
+    values = dict(values)
+    for stage in alike[0].stages:
+        run = partial(_run_stage, stage, compute)
+        if recompute:
+            modules = [part.ops[step.key] for part in alike for step, _ in stage.steps]
+            values |= recomputed(run, stage.take(values), modules)
+        else:
+            values |= run(stage.take(values))
+    return {ref: values[ref] for ref in alike[0].gives}
+
+
+def _run_stage(stage: Stage, compute: Compute, values: Values) -> Values:
+    for step, forgets in stage.steps:
+        values[step.output] = compute(step, [values[ref] for ref in step.inputs])
+        for ref in forgets:
+            del values[ref]
+    return {ref: values[ref] for ref in stage.gives}
+
+
+def module_key(block: str, node: str) -> str:
+    """Name an op's module: PyTorch reserves dots for nesting.
+
+    Example:
+        >>> module_key("stage3.1", "conv1")
+        'stage3_1/conv1'
+    """
+    return f"{block}/{node}".replace(".", "_")
+
+
+def _stages(blocks: list[list[Step]], gives: tuple[str, ...]) -> Iterator[Stage]:
+    """Note after which op and block each value is no longer needed, so that inference frees it."""
+    for i, steps in enumerate(blocks):
+        later = {ref for each in blocks[i + 1 :] for step in each for ref in step.inputs} | set(gives)
+        made = {step.output for step in steps}
+        reads = dict.fromkeys(ref for step in steps for ref in step.inputs if ref not in made)
+        given = tuple(step.output for step in steps if step.output in later)
+        yield Stage(
+            steps=tuple(_with_last_uses(steps, set(given))),
+            reads=tuple(reads),
+            gives=given,
+            forgets=tuple(ref for ref in reads if ref not in later),
+        )
+
+
+def _with_last_uses(steps: list[Step], gives: set[str]) -> Iterator[tuple[Step, tuple[str, ...]]]:
+    for i, step in enumerate(steps):
+        later = {ref for each in steps[i + 1 :] for ref in each.inputs} | gives
+        yield step, tuple({ref for ref in step.inputs if ref not in later})

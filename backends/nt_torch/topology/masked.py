@@ -1,0 +1,153 @@
+"""One masked weight of a model: its parameter, its mask, and its optimiser state, kept at zero together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nt_core.errors import TopologyError
+from nt_core.policies import Layer, Swap
+from nt_core.random import Stream
+from nt_core.structure import PlacedWeight
+from nt_core.topology import AnyTopology, Bits, draw, expect_shardable, pack, unpack
+from nt_torch.network.model import Ensemble, as_numpy
+from nt_torch.network.parts import MASK
+from nt_torch.processes.shards import ShardedArrays, first_row, is_sharded, like, local, placed_like
+from nt_torch.topology.remask import remask_
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedWeight:
+    """A weight and its mask; both are looked up at each use, because wrappers may replace parameters.
+
+    Attributes:
+        placed: its name, shape and initial distribution.
+        owner: the module that holds it.
+    """
+
+    placed: PlacedWeight
+    owner: nn.Module
+
+    @property
+    def name(self) -> str:
+        """The weight's full name."""
+        return self.placed.name
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter, dense, with exact zeros where inactive."""
+        weight = self.owner.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, True where active."""
+        mask = getattr(self.owner, MASK)
+        assert isinstance(mask, Tensor)
+        return mask
+
+    @property
+    def start(self) -> int:
+        """The first position, in the whole weight, of the part that this process holds: 0 unless sharded."""
+        weight = self.weight
+        return first_row(weight) * math.prod(weight.shape[1:]) if is_sharded(weight) else 0
+
+    def shard_mask(self) -> None:
+        """Divide the mask among processes as the weight is, if that is sharded."""
+        self.owner.register_buffer(MASK, like(self.weight, self.mask))
+
+    def version(self) -> tuple[int, int]:
+        """Identify the weight's present contents: PyTorch counts every change made in place."""
+        return id(self.weight), local(self.weight)._version
+
+    def layer(self, gradient: Tensor | None, momentum: Tensor | None = None, *, on_device: bool) -> Layer:
+        """Return what a policy reads of this process's part: flat, on its device or as NumPy arrays."""
+        tensors = (self.weight.detach(), gradient, self.mask, momentum)
+        parts = (None if tensor is None else local(tensor) for tensor in tensors)
+        weights, gradients, active, smoothed = (
+            None if t is None else (t if on_device else as_numpy(t)).reshape(-1) for t in parts
+        )
+        return Layer(
+            name=self.name,
+            weights=weights,
+            gradients=gradients,
+            active=active,
+            momentum=smoothed,
+            shape=self.placed.weight.shape,
+        )
+
+    def bits(self) -> Bits:
+        """Return this process's part of the mask, packed, on the host."""
+        return pack(as_numpy(local(self.mask)))
+
+    def whole_seen(self, bits: Bits) -> Tensor:
+        """Return packed positions of this process for a state: as they are, or sharded as the weight is."""
+        if not is_sharded(self.weight):
+            return torch.from_numpy(bits.copy())
+        part = local(self.weight)
+        return placed_like(self.weight, torch.from_numpy(unpack(bits, part.numel())).view(part.shape))
+
+    def own_seen(self, seen: Tensor) -> Bits:
+        """Return this process's part of what a state holds, whoever saved it, packed."""
+        if seen.dtype == torch.uint8:
+            if not is_sharded(self.weight):
+                return np.array(as_numpy(seen), np.uint8)
+            bits = np.asarray(as_numpy(seen), np.uint8)
+            seen = torch.from_numpy(unpack(bits, self.weight.numel())).view(self.weight.shape)
+        return pack(as_numpy(local(like(self.weight, seen))))
+
+    @torch.no_grad()
+    def apply(self, swap: Swap, grown_values: Stream | None) -> None:
+        """Change the mask; values follow with :meth:`remask`, grown ones are drawn here where wanted."""
+        pruned, grown = torch.as_tensor(swap.pruned), torch.as_tensor(swap.grown)
+        weight, mask = local(self.weight), local(self.mask)
+        flat = mask.clone(memory_format=torch.contiguous_format).view(-1)
+        flat[pruned], flat[grown] = False, True
+        mask.copy_(flat.view(mask.shape))
+        if grown_values is not None and len(grown):
+            drawn = torch.from_numpy(draw(self.placed.weight, grown_values, grown.cpu().numpy() + self.start))
+            values = weight.clone(memory_format=torch.contiguous_format).view(-1)
+            values[grown] = drawn.to(values)
+            weight.copy_(values.view(weight.shape))
+
+    @torch.no_grad()
+    def remask(self, state: Mapping[str, Any]) -> None:
+        """Set inactive elements to zero, in the weight and in every tensor of its shape in ``state``."""
+        weight, mask = self.weight.detach(), local(self.mask)
+        remask_(local(weight), mask)
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
+                remask_(local(value), mask)
+
+
+def masked_weights(model: Ensemble) -> tuple[MaskedWeight, ...]:
+    """List the weights of a model that have a mask, in the layout's order."""
+    placed = [p for p in model.spec.layout.sparsifiable if model.mask(p.name) is not None]
+    return tuple(MaskedWeight(p, model.owner(p.name)) for p in placed)
+
+
+def shards_of(masked: Sequence[MaskedWeight], topology: AnyTopology) -> ShardedArrays | None:
+    """Return what chooses over processes that hold parts of the weights; None: each holds them whole.
+
+    Raises:
+        TopologyError: weights are sharded, but the topology reads more than each weight's elements.
+    """
+    sharded = [(each, weight) for each in masked if is_sharded(weight := each.weight)]
+    if not sharded:
+        return None
+    if len(sharded) < len(masked):
+        raise TopologyError(
+            f"model: {len(sharded)} of its {len(masked)} masked weights are sharded; expected all or none: "
+            "call fully_shard on the whole model, after its parts"
+        )
+    expect_shardable(topology)
+    mesh = sharded[0][1].device_mesh
+    starts = {each.name: each.start for each, _ in sharded}
+    return ShardedArrays(mesh.get_group(), sharded[0][1].device, starts)

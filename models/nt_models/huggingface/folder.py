@@ -1,0 +1,182 @@
+"""LLaMA in the layout of Hugging Face transformers: ``config.json`` and safetensors, sharded or not.
+
+Needs neither transformers nor PyTorch. Tensors have the same shapes and meaning on both sides, so that only
+names differ. A member is written as a model of its own: its head with the backbone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from nt_core import BlockGraph, CheckpointError, EnsembleSpec, NeuroTrailsError, SpecError
+from nt_core.checkpoint import Checkpoint, expect_values
+from nt_core.files import INDEX, TENSORS, stored_tensors, write_atomically, write_tensors
+from nt_core.topology import initial_masks, magnitude_masks
+from nt_models.huggingface.config import ARGUMENTS, CONFIG, LlamaConfig, read_config
+from nt_models.huggingface.tensors import expect_tensors, sources, tensor_name
+from nt_models.llama import llama, llama_arguments
+
+KEPT: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+"""Fields of ``config.json`` that no graph holds; they go into a checkpoint's record and come back from it."""
+
+RECORD: Final = "huggingface"
+"""The key of a checkpoint's record under which they stand."""
+
+
+def read_llama_config(folder: str | Path, *, length: int | None = None) -> BlockGraph:
+    """Make the graph that a folder's ``config.json`` describes.
+
+    Args:
+        folder: what ``save_pretrained`` of a ``LlamaForCausalLM`` wrote.
+        length: of the sequences; None: the greatest, ``max_position_embeddings``.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, the network is one that ``llama`` does not compute,
+            or the length exceeds the greatest.
+    """
+    config, _ = read_config(Path(folder))
+    return _graph(Path(folder), config, length)
+
+
+def load_llama(
+    folder: str | Path,
+    spec: EnsembleSpec | None = None,
+    *,
+    masks: Literal["initial", "magnitude"] = "initial",
+    seed: int = 0,
+) -> Checkpoint:
+    """Read a pretrained LLaMA into the backbone and every head of a spec.
+
+    Each head starts from the same pretrained blocks, norm and projection; with tied embeddings, projections
+    start from the embedding and are independent of it from then on. float16 and bfloat16 become float32.
+
+    Args:
+        folder: ``config.json`` and safetensors, sharded or not.
+        spec: what they are to become; None: a dense ``Single`` of the greatest length. Its graph must be the
+            one of :func:`read_llama_config`, at any length.
+        masks: which connections a sparse spec starts with; the others become 0. ``initial``: those of
+            ``compile``, drawn at random for each head; ``magnitude``: the largest of each weight, as many as
+            it is allocated, and so the same ones in every head.
+        seed: keys random masks.
+
+    Returns:
+        A checkpoint, which the ``restore`` of each backend turns into a model.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the network is not the spec's, or tensors are missing,
+            left over, of another shape or dtype: all of them are named.
+    """
+    folder = Path(folder)
+    config, content = read_config(folder)
+    spec = spec or EnsembleSpec(graph=_graph(folder, config, None))
+    _expect_heads(spec)
+    _expect_same_network(folder, config, spec)
+    stored = stored_tensors(folder)
+    expect_tensors(folder, spec.layout, stored, tied=config.tie_word_embeddings)
+    tensors = sources(spec.layout, tied=config.tie_word_embeddings)
+    values = {name: stored[tensor].read() for name, tensor in tensors.items()}
+    if masks == "initial":
+        chosen = dict(initial_masks(spec.topology, spec.layout, seed))
+    elif masks == "magnitude":
+        chosen = dict(magnitude_masks(spec.topology, spec.layout, values))
+    else:
+        raise SpecError(f"masks: expected 'initial' or 'magnitude', found {masks!r}")
+    for name, mask in chosen.items():
+        values[name][~mask.dense()] = 0
+    return Checkpoint(spec=spec, values=values, masks=chosen, record={RECORD: _kept(content)})
+
+
+def save_llama(
+    folder: str | Path, checkpoint: Checkpoint, *, head: int | None = None, overwrite: bool = False
+) -> None:
+    """Write one member as a folder that ``AutoModelForCausalLM.from_pretrained`` opens, in float32.
+
+    The folder never holds a mixture of two models that could be opened: the config is written last and, where
+    there is an old one, removed first.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone, those of a tokenizer for one.
+        checkpoint: of a spec whose graph ``llama`` makes; inactive connections are written as zeros.
+        head: which member, from 1; it may be left out where there is one.
+        overwrite: whether a model that is there may be replaced.
+
+    Raises:
+        CheckpointError: there is no such head, a value is missing or of a wrong shape, a model is there
+            already, or the folder cannot be written.
+        GraphError: the graph is no LLaMA.
+    """
+    folder, spec = Path(folder), checkpoint.spec
+    config = LlamaConfig.of(llama_arguments(spec.graph)).to_json() | _kept(checkpoint.record.get(RECORD, {}))
+    _expect_heads(spec)
+    expect_values(checkpoint)
+    parts = ("backbone", f"head{_expect_head(spec, head)}")
+    tensors = {
+        tensor_name(placed): checkpoint.values[placed.name].astype("float32", copy=False)
+        for placed in spec.layout.weights
+        if placed.part in parts
+    }
+    found = [name for name in (CONFIG, TENSORS, INDEX) if (folder / name).exists()]
+    if found and not overwrite:
+        raise CheckpointError(f"{folder}: holds {found[0]}; choose another folder, or say overwrite=True")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)
+        write_tensors(folder / TENSORS, tensors)
+        write_atomically(folder / CONFIG, json.dumps(config, indent=2).encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror}); make room, or save elsewhere"
+        ) from None
+
+
+def _kept(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: content[key] for key in KEPT if key in content}
+
+
+def _graph(folder: Path, config: LlamaConfig, length: int | None) -> BlockGraph:
+    longest = config.max_position_embeddings
+    if length is not None and length > longest:
+        raise CheckpointError(
+            f"{folder / CONFIG}: max_position_embeddings: expected a length of at most {longest}, found "
+            f"{length}; choose a shorter one"
+        )
+    try:
+        return llama(**config.arguments() | {"length": longest if length is None else length})
+    except NeuroTrailsError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+
+
+def _expect_same_network(folder: Path, config: LlamaConfig, spec: EnsembleSpec) -> None:
+    found = llama_arguments(spec.graph)
+    expected = llama_arguments(_graph(folder, config, found["length"]))
+    wrong = [
+        f"{name}={expected[name]} as its {field} says, found {found[name]}"
+        for name, field in ARGUMENTS.items()
+        if found[name] != expected[name]
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{folder / CONFIG}: the spec has another graph: expected {'; '.join(wrong)}; make the graph by "
+            "read_llama_config"
+        )
+
+
+def _expect_heads(spec: EnsembleSpec) -> None:
+    if spec.layout.along != "heads" or spec.layout.divided:
+        raise SpecError(
+            f"structure: {spec.structure.kind!r} shares kernels among members, which no LLaMA of "
+            "Hugging Face does; choose single, independent or multi_head"
+        )
+
+
+def _expect_head(spec: EnsembleSpec, head: int | None) -> int:
+    if head is None and spec.members == 1:
+        return 1
+    if head is None or not 1 <= head <= spec.members:
+        raise CheckpointError(
+            f"head: expected one of 1 to {spec.members}, found {head}; each is written as a model of its own"
+        )
+    return head

@@ -1,0 +1,41 @@
+"""Checkpoints: a trained ensemble as ``config.json`` and ``model.safetensors``, the same for every backend.
+
+In go a spec, values, and masks by name; out come a folder, a :class:`Checkpoint` read from one, members taken
+out and joined, and the sequence of ops that an engine serves. It imports ``spec`` and what a spec is made of,
+``metrics``, ``files``, and the ground.
+"""
+
+from nt_core.checkpoint.directory import (
+    CONFIG,
+    TENSORS,
+    Checkpoint,
+    Values,
+    aggregation_of,
+    expect_values,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+)
+from nt_core.checkpoint.members import Leave, Members, Verbs, join, member, train_members
+from nt_core.checkpoint.serving import STACKED, Call, unroll
+
+__all__ = [
+    "CONFIG",
+    "STACKED",
+    "TENSORS",
+    "Call",
+    "Checkpoint",
+    "Leave",
+    "Members",
+    "Values",
+    "Verbs",
+    "aggregation_of",
+    "expect_values",
+    "join",
+    "load_checkpoint",
+    "member",
+    "read_config",
+    "save_checkpoint",
+    "train_members",
+    "unroll",
+]

@@ -1,0 +1,128 @@
+"""What processes say to each other for one topology update: how many messages, of how many bytes.
+
+It follows :mod:`nt_torch.processes.shards` call by call; a test counts the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from nt_core.masks import DIGIT_BITS, Moment
+from nt_core.policies import Criterion, Layer
+from nt_core.random import Random
+from nt_core.spec import EnsembleSpec
+from nt_core.topology import Dynamic, GradualPruning, criteria, momentum_beta, reads_gradient, share_of
+
+INTEGER = 8
+"""Bytes of a number that is summed or compared: they are int64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Messages:
+    """Collective calls and the bytes that each process puts into them.
+
+    Attributes:
+        all_reduces: sums over processes.
+        reduced: bytes summed.
+        all_gathers: exchanges of one tensor of each process.
+        gathered: bytes of a process's own tensors.
+    """
+
+    all_reduces: int = 0
+    reduced: int = 0
+    all_gathers: int = 0
+    gathered: int = 0
+
+    @property
+    def calls(self) -> int:
+        """All of them; each waits for the slowest process."""
+        return self.all_reduces + self.all_gathers
+
+    def sent(self, ranks: int) -> int:
+        """Return the bytes that each of ``ranks`` processes sends, by rings.
+
+        Example:
+            >>> Messages(all_reduces=1, reduced=8, all_gathers=1, gathered=8).sent(4)
+            36
+        """
+        return -(-2 * (ranks - 1) * self.reduced // ranks) + (ranks - 1) * self.gathered
+
+
+def update_messages(spec: EnsembleSpec, *, ranks: int, sharded: bool) -> Messages:
+    """Count what one topology update says, the check of its gradients before the step included.
+
+    Where all hold everything, that is a digest of each mask. Where each holds a part, it is the search for
+    the k-th largest score of each weight, digit by digit. A criterion that itself marks what goes (Deep R) is
+    counted as if it marked some of every weight, one that divides by sign as if both signs gave some up.
+
+    Args:
+        spec: what is trained at once.
+        ranks: processes.
+        sharded: whether each holds a part of every weight.
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import PRESETS
+        >>> spec = PRESETS["rigl"](nt_models.mlp(inputs=64, hidden=(64,), classes=10))
+        >>> update_messages(spec, ranks=2, sharded=True).reduced
+        270560
+    """
+    topology = spec.topology
+    if not isinstance(topology, Dynamic | GradualPruning) or (ranks == 1 and not sharded):
+        return Messages()
+    weights = len(spec.layout.sparsifiable)
+    if not sharded:
+        return Messages(all_gathers=1, gathered=INTEGER * weights)
+    summed, gathers = [4 * weights], 0
+    for placed in spec.layout.sparsifiable:
+        sums, searches = _of_weight(topology, spec.counts[placed.name], placed.weight.size)
+        summed += sums
+        gathers += searches
+    return Messages(
+        all_reduces=len(summed),
+        reduced=INTEGER * sum(summed),
+        all_gathers=gathers,
+        gathered=INTEGER * gathers,
+    )
+
+
+def _of_weight(topology: Dynamic | GradualPruning, active: int, size: int) -> tuple[list[int], int]:
+    """Return the numbers in each sum that one weight's update takes, and how many searches there are."""
+    gradient, momentum = reads_gradient(topology), momentum_beta(topology) is not None
+    sums, searches = [1] * (gradient or momentum), 0  # whether what is kept is finite, before the step
+    sums += [1] * (1 + gradient + momentum)  # the same of all that is read, after it
+    sums += [1, 1]  # how many are active, how many are not
+    sums += [1] * topology.prune.only_below_zero
+    if isinstance(topology, Dynamic):
+        sums += [1]  # how many of those that grew had just been pruned
+        k = share_of(active, topology.drop_fraction.start)
+        count = k if topology.semantics.regrow == "return" else min(k, size - active)
+    else:
+        count = size - active
+    for criterion in criteria(topology):
+        signs = 2 if criterion.by_sign else 1
+        sums += [1] * (signs if signs > 1 else 0)
+        for _ in range(signs):
+            sums += [2, *(_histograms(criterion) if count else [])]
+            searches += bool(count)
+    return sums, searches
+
+
+def _histograms(criterion: Criterion) -> Iterator[int]:
+    """Yield the counts of each round in which a score's next digit is found."""
+    bits = 8 * _score_bytes(criterion)
+    while bits:
+        width = min(DIGIT_BITS, bits)
+        bits -= width
+        yield 1 << width
+
+
+def _score_bytes(criterion: Criterion) -> int:
+    """Return the width of a criterion's scores of float32 weights, by scoring one."""
+    one = np.ones(1, np.float32)
+    layer = Layer(name="", weights=one, gradients=one, active=one > 0, momentum=one, shape=(1, 1))
+    draws = Moment(0, Random(0)).draws("", "prune", from_start=criterion.from_start)
+    return int(criterion(layer, slice(0, 1, 1), draws).dtype.itemsize)

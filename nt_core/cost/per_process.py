@@ -1,0 +1,277 @@
+"""Scale: what one process of many holds and sends when a spec is trained, by arithmetic alone.
+
+It is the arithmetic of the PyTorch backend, which keeps weights dense, with a ``bool`` mask beside each that
+may be sparse. Bytes are those of tensors; not counted are activations, scalars, and what an allocator, CUDA,
+kernels and communication libraries need for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from nt_core.cost.memory import held_by_one, update_memory
+from nt_core.cost.messages import Messages, update_messages
+from nt_core.errors import SpecError
+from nt_core.spec import EnsembleSpec
+from nt_core.structure import Layout, PlacedWeight
+from nt_core.topology import Dense, expect_shardable, momentum_beta
+from nt_core.training import SGD, AnyOptimizer
+
+Wrap = Literal["ddp", "fsdp2"]
+Units = Literal["parts", "blocks"]
+Dtype = Literal["float32", "mixed", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """Bytes of one number: of weights, gradients and optimiser state; as computed with; as reduced."""
+
+    kept: int
+    computed: int
+    reduced: int
+
+
+WIDTHS: Final[Mapping[Dtype, Widths]] = MappingProxyType(
+    {
+        "float32": Widths(kept=4, computed=4, reduced=4),
+        "mixed": Widths(kept=4, computed=2, reduced=4),
+        "bfloat16": Widths(kept=2, computed=2, reduced=2),
+    }
+)
+"""``mixed``: float32 weights, computed with in bfloat16 (autocast; FSDP2's policy with float32 reduction)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Bytes on the device of the rank that holds most.
+
+    Attributes:
+        parameters: of all weights, active or not.
+        gradients: as many numbers, after a backward pass.
+        optimizer: state tensors of the weights' shapes.
+        masks: a byte for each maskable weight.
+        smoothed: the float32 mean of dense gradients (SNFS).
+        statistics: running means and variances.
+        buckets: of DDP, in which it reduces gradients (``gradient_as_bucket_view`` saves them).
+        step: what forward and backward add: autocast's copies of weights under DDP; FSDP2's whole units.
+        update: what a topology update adds; see :mod:`nt_core.cost.memory`.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    masks: int
+    smoothed: int
+    statistics: int
+    buckets: int
+    step: int
+    update: int
+
+    @property
+    def held(self) -> int:
+        """What lies there from one step to the next, gradients included."""
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.masks
+            + self.smoothed
+            + self.statistics
+            + self.buckets
+        )
+
+    @property
+    def peak(self) -> int:
+        """The most at any moment, activations left out: what a step adds is gone when an update comes."""
+        return self.held + max(self.step, self.update)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """Bytes in the memory of the host, for one rank.
+
+    Attributes:
+        seen: all masks so far, one bit for each maskable weight.
+        update: what a topology update adds.
+    """
+
+    seen: int
+    update: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What a spec needs on each of several processes; see the module for what is counted.
+
+    Attributes:
+        ranks: processes, N.
+        wrap: ``ddp``: each holds everything; ``fsdp2``: weights are divided by rows.
+        units: what FSDP2 gathers at a time.
+        dtype: see :data:`WIDTHS`.
+        parameters: trained numbers, active or not.
+        maskable: those of them on which a mask lies.
+        active: those of these that are active.
+        device: bytes on the device.
+        host: bytes beside it.
+        step_sent: bytes that each rank sends for one optimiser step, by rings.
+        messages: what it says for one topology update.
+    """
+
+    ranks: int
+    wrap: Wrap
+    units: Units
+    dtype: Dtype
+    parameters: int
+    maskable: int
+    active: int
+    device: DeviceMemory
+    host: HostMemory
+    step_sent: int
+    messages: Messages
+
+    @property
+    def update_sent(self) -> int:
+        """Bytes that each rank sends for one topology update, by rings."""
+        return self.messages.sent(self.ranks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as values that JSON can hold."""
+        device = {**asdict(self.device), "held": self.device.held, "peak": self.device.peak}
+        messages = {**asdict(self.messages), "sent": self.update_sent}
+        return {**asdict(self), "device": device, "messages": messages}
+
+
+def scale(
+    spec: EnsembleSpec,
+    *,
+    ranks: int,
+    wrap: Wrap = "ddp",
+    dtype: Dtype = "float32",
+    states: int = 1,
+    units: Units = "parts",
+) -> Scale:
+    """Work out what each process holds and sends when a spec is trained.
+
+    Of members that are trained one after another, that is what one turn needs. An update is counted with the
+    drop fraction that training starts with.
+
+    Args:
+        spec: what is declared.
+        ranks: processes.
+        wrap: ``ddp`` or ``fsdp2``.
+        dtype: of weights and arithmetic, see :data:`WIDTHS`.
+        states: tensors of a weight's shape that the optimiser keeps, see :func:`state_tensors`.
+        units: FSDP2's: ``parts``, the backbone and each head; ``blocks``, each block of each of them.
+
+    Returns:
+        The figures; nothing of a weight's size is made.
+
+    Raises:
+        SpecError: no ranks, or a wrapping that the topology cannot have.
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import PRESETS
+        >>> spec = PRESETS["neurotrails"](nt_models.llama_tiny())
+        >>> figures = scale(spec, ranks=8, wrap="fsdp2", states=2)
+        >>> figures.parameters, figures.device.parameters, figures.device.masks
+        (527808, 263904, 63744)
+    """
+    if ranks < 1:
+        raise SpecError(f"ranks: expected at least 1, found {ranks}")
+    spec = spec.turns[0]
+    if wrap == "fsdp2":
+        expect_shardable(spec.topology)
+    widths, parts = WIDTHS[dtype], ranks if wrap == "fsdp2" else 1
+    trained = [p for p in spec.layout.weights if p.weight.trainable]
+    masked = () if isinstance(spec.topology, Dense) else spec.layout.sparsifiable
+    own, maskable = held_by_one(trained, parts), held_by_one(masked, parts)
+    update = update_memory(spec, masked, parts=parts, sharded=wrap == "fsdp2", width=widths.kept)
+    step, sent = (
+        _copies_and_ring(spec.layout, trained, ranks, widths)
+        if wrap == "ddp"
+        else _units_and_rings(spec.layout, units, ranks, widths)
+    )
+    device = DeviceMemory(
+        parameters=own * widths.kept,
+        gradients=own * widths.kept,
+        optimizer=own * widths.kept * states,
+        masks=maskable,
+        smoothed=0 if momentum_beta(spec.topology) is None else 4 * maskable,
+        statistics=_statistics(spec.layout) * widths.kept,
+        buckets=own * widths.kept if wrap == "ddp" else 0,
+        step=step,
+        update=update.device,
+    )
+    return Scale(
+        ranks=ranks,
+        wrap=wrap,
+        units=units,
+        dtype=dtype,
+        parameters=sum(p.weight.size for p in trained),
+        maskable=sum(p.weight.size for p in masked),
+        active=sum(spec.counts[p.name] for p in masked),
+        device=device,
+        host=HostMemory(seen=update.seen, update=update.host),
+        step_sent=sent,
+        messages=update_messages(spec, ranks=ranks, sharded=wrap == "fsdp2"),
+    )
+
+
+def state_tensors(optimizer: AnyOptimizer) -> int:
+    """Return how many tensors of a weight's shape an optimiser keeps.
+
+    Example:
+        >>> from nt_core.training import AdamW
+        >>> state_tensors(SGD(momentum=0)), state_tensors(SGD()), state_tensors(AdamW())
+        (0, 1, 2)
+    """
+    if isinstance(optimizer, SGD):
+        return int(optimizer.momentum > 0)
+    return 2
+
+
+def _statistics(layout: Layout) -> int:
+    return sum(p.weight.size for p in layout.weights if not p.weight.trainable)
+
+
+def _copies_and_ring(
+    layout: Layout, trained: Sequence[PlacedWeight], ranks: int, widths: Widths
+) -> tuple[int, int]:
+    """Return what autocast copies, and what DDP sends: gradients all-reduced, statistics passed on."""
+    cast = sum(p.weight.size for p in layout.sparsifiable) if widths.computed < widths.kept else 0
+    size = sum(p.weight.size for p in trained) * widths.reduced
+    passed_on = _statistics(layout) * widths.kept if ranks > 1 else 0
+    return cast * widths.computed, -(-2 * (ranks - 1) * size // ranks) + passed_on
+
+
+def _units_and_rings(layout: Layout, units: Units, ranks: int, widths: Widths) -> tuple[int, int]:
+    """Return the most that whole units take, and what FSDP2 sends: two all-gathers, one reduce-scatter."""
+    found = _units(layout, units)
+    shards = [held_by_one(unit, ranks) for unit in found]
+    sent = (ranks - 1) * sum(shards) * (2 * widths.computed + widths.reduced)
+    whole = [ranks * shard * widths.computed for shard in shards]
+    gradients = [sum(p.weight.size for p in unit) * widths.computed for unit in found]
+    reduced = [ranks * shard * widths.reduced for shard in shards]
+    ahead = [0, *(whole if ranks > 1 else [0] * len(whole))]
+    forward = (2 if ranks > 1 else 1) * max(whole, default=0)
+    backward = [
+        max(before + own + gradient + after, before + gradient + scattered)
+        for before, own, gradient, scattered, after in zip(
+            ahead, whole, gradients, reduced, [*reduced[1:], 0], strict=False
+        )
+    ]
+    return max(forward, *backward), sent
+
+
+def _units(layout: Layout, units: Units) -> list[list[PlacedWeight]]:
+    """Group the trained weights by what is gathered at a time, in the order of the forward pass."""
+    found: dict[tuple[str, ...], list[PlacedWeight]] = {}
+    for placed in layout.weights:
+        if placed.weight.trainable:
+            key = (placed.part,) if units == "parts" else (placed.part, placed.block.name)
+            found.setdefault(key, []).append(placed)
+    return list(found.values())

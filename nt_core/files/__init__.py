@@ -1,0 +1,48 @@
+"""Files: written whole or not at all, and read within bounds, because anybody may have made them.
+
+In go paths, plain values, and arrays; out come JSON, YAML, and safetensors, or errors that name the file. It
+imports the ground (``values``, ``errors``) and nothing else.
+"""
+
+from nt_core.files.atomic import (
+    atomically,
+    clear_temporaries,
+    expect_file,
+    read_json,
+    read_text,
+    sync_folder,
+    write_atomically,
+)
+from nt_core.files.parsing import ParseError, parse_json, parse_yaml, to_yaml
+from nt_core.files.tensors import (
+    INDEX,
+    STORED,
+    TENSORS,
+    StoredTensor,
+    expect_dtypes,
+    stored_tensors,
+    tensors_in,
+    write_tensors,
+)
+
+__all__ = [
+    "INDEX",
+    "STORED",
+    "TENSORS",
+    "ParseError",
+    "StoredTensor",
+    "atomically",
+    "clear_temporaries",
+    "expect_dtypes",
+    "expect_file",
+    "parse_json",
+    "parse_yaml",
+    "read_json",
+    "read_text",
+    "stored_tensors",
+    "sync_folder",
+    "tensors_in",
+    "to_yaml",
+    "write_atomically",
+    "write_tensors",
+]

@@ -1,0 +1,104 @@
+"""What every op is, and what ops expect of shapes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from nt_core.errors import GraphError
+from nt_core.graph.weights import Spread, Weight, factor, vector
+from nt_core.values import Count, Members, Shape, Value
+
+Pair = tuple[Count, Count]
+NotNegative = Annotated[int, Field(ge=0)]
+Padding = tuple[tuple[NotNegative, NotNegative], tuple[NotNegative, NotNegative]]
+"""((top, bottom), (left, right)), in pixels."""
+
+
+class Op(Value, ABC):
+    """What all ops share: ``arity`` inputs (None: two or more), an output shape, weights, multiply-adds."""
+
+    kind: str
+    arity: ClassVar[int | None] = 1
+
+    @abstractmethod
+    def output_shape(self, *inputs: Shape) -> Shape:
+        """Return the shape that comes out of these shapes.
+
+        Raises:
+            GraphError: an input does not fit; the message says what was expected and found.
+        """
+
+    def weights(self) -> tuple[Weight, ...]:
+        """Return the arrays this op owns."""
+        return ()
+
+    def positions(self, *inputs: Shape) -> int:
+        """Return how often each kernel element is used for one example: the output's positions."""
+        return 0
+
+    def product_multiply_adds(self, *inputs: Shape) -> int:
+        """Return the multiply-adds among activations, which no mask can save (attention's own)."""
+        return 0
+
+
+class Factors(Value):
+    """Each member's own scales of a kernel that members share (BatchEnsemble, Wen et al. 2020, §3.1).
+
+    y_m = ((x_m ∘ r_m)·Wᵀ) ∘ s_m + b_m. The batch is member-major: its first 1/M belongs to member 1.
+
+    Attributes:
+        members: M.
+        spread: how r and s are drawn: ``normal``: N(1, 0.5²); ``signs``: ±1 with even chances.
+    """
+
+    members: Members
+    spread: Spread = "normal"
+
+    def weights(self, inputs: int, outputs: int, *, bias: bool) -> tuple[Weight, ...]:
+        """Return r (M, inputs), s (M, outputs) and b (M, outputs)."""
+        return (
+            factor("input_factor", inputs, self.members, self.spread),
+            factor("output_factor", outputs, self.members, self.spread),
+            *([vector("bias", outputs, "bias", 0.0, self.members)] if bias else []),
+        )
+
+
+def expect_image(shape: Shape, channels: int | None = None) -> None:
+    """Raise unless a shape is (channels, height, width)."""
+    if len(shape) != 3 or (channels is not None and shape[0] != channels):
+        wanted = "channels" if channels is None else channels
+        raise GraphError(f"expected an image ({wanted}, height, width), found shape {shape}")
+
+
+def expect_sequence(shape: Shape) -> tuple[int, int]:
+    """Raise unless a shape is (length, features); return it."""
+    if len(shape) != 2:
+        raise GraphError(f"expected a sequence (length, features), found shape {shape}")
+    return shape[0], shape[1]
+
+
+def expect_features(shape: Shape, features: int) -> None:
+    """Raise unless the last axis of a shape has so many features."""
+    if not shape or shape[-1] != features:
+        raise GraphError(f"expected {features} features on the last axis, found shape {shape}")
+
+
+def expect_same(shapes: tuple[Shape, ...] | list[Shape]) -> Shape:
+    """Raise unless all shapes are equal; return that shape."""
+    if len(set(shapes)) != 1:
+        raise GraphError(f"expected equal shapes, found {' and '.join(map(str, shapes))}")
+    return shapes[0]
+
+
+def windows(shape: Shape, kernel: Pair, stride: Pair, padding: Padding) -> tuple[int, int]:
+    """Return how many windows fit along height and width."""
+    sizes = [
+        (size + sum(pads) - k) // s + 1
+        for size, k, s, pads in zip(shape[1:], kernel, stride, padding, strict=True)
+    ]
+    if min(sizes) < 1:
+        raise GraphError(f"expected room for a {kernel} window, found image {shape} with padding {padding}")
+    return sizes[0], sizes[1]

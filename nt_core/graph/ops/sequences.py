@@ -1,0 +1,75 @@
+"""Ops on sequences of vectors: what makes one of an image, and what transformers add to one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nt_core.errors import GraphError
+from nt_core.graph.ops.base import NotNegative, Op, expect_features, expect_image, expect_sequence
+from nt_core.graph.weights import Weight, table
+from nt_core.values import Count, Shape
+
+
+class ToSequence(Op):
+    """The pixels of an image, row by row, as vectors of their channels. (C, H, W) → (H·W, C)."""
+
+    kind: Literal["to_sequence"] = "to_sequence"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        expect_image(inputs[0])
+        channels, height, width = inputs[0]
+        return height * width, channels
+
+
+class Transpose(Op):
+    """Swap length and features of a sequence. (T, D) → (D, T)."""
+
+    kind: Literal["transpose"] = "transpose"
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return expect_sequence(inputs[0])[::-1]
+
+
+class ClassToken(Op):
+    """One learned vector before the first (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T + 1, D)."""
+
+    kind: Literal["class_token"] = "class_token"
+    features: Count
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        length, features = expect_sequence(inputs[0])
+        expect_features(inputs[0], self.features)
+        return length + 1, features
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (table(1, self.features),)
+
+
+class Positions(Op):
+    """Add a learned vector at each place (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T, D)."""
+
+    kind: Literal["positions"] = "positions"
+    length: Count
+    features: Count
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        (shape,) = inputs
+        if expect_sequence(shape) != (self.length, self.features):
+            raise GraphError(f"expected a sequence {self.length, self.features}, found shape {shape}")
+        return shape
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (table(self.length, self.features),)
+
+
+class TakeToken(Op):
+    """The vector at one place of a sequence; 0 is where :class:`ClassToken` puts its own. (T, D) → (D,)."""
+
+    kind: Literal["take_token"] = "take_token"
+    index: NotNegative = 0
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        length, features = expect_sequence(inputs[0])
+        if self.index >= length:
+            raise GraphError(f"expected an index below the length {length}, found {self.index}")
+        return (features,)

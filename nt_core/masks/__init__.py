@@ -1,0 +1,27 @@
+"""Masks, and the exact arithmetic by which their elements are chosen, the same in every backend.
+
+In go scores, flags, and keyed random bits; out come positions, counts that add up to a budget, and masks as
+CSR. It imports the ground (``values``, ``errors``, ``random``) and nothing else.
+"""
+
+from nt_core.masks.apportion import hypergeometric, share_out
+from nt_core.masks.arrays import NUMPY, Array, Arrays, Draws, Moment
+from nt_core.masks.bipartite import Rule, link_scores
+from nt_core.masks.mask import Mask
+from nt_core.masks.selection import DIGIT_BITS, Scores, top_k
+
+__all__ = [
+    "DIGIT_BITS",
+    "NUMPY",
+    "Array",
+    "Arrays",
+    "Draws",
+    "Mask",
+    "Moment",
+    "Rule",
+    "Scores",
+    "hypergeometric",
+    "link_scores",
+    "share_out",
+    "top_k",
+]

@@ -1,0 +1,329 @@
+"""Metrics of an ensemble as exact sums that stream over batches and reduce over processes.
+
+Nothing here is a mean until it is asked for: a batch becomes a record of sums and counts, records add, and
+the properties of the total are the metrics over all examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from nt_core.errors import DataError
+from nt_core.metrics.aggregation import Fitted, log_mixture
+
+Aggregation: TypeAlias = Literal["mean_prob", "mean_logit"] | Fitted
+"""What is averaged over members: probabilities (FreeTickets), logits (published NeuroTrails code), or
+probabilities with fitted weights and temperature."""
+
+ECE_BINS: Final = 15
+"""Equal-width confidence bins of the calibration error; Guo et al. 2017, §2 and §5."""
+
+MATRIX_MEMBERS: Final = 16
+"""The most members whose pairwise disagreement stands in every epoch of a history."""
+
+_EDGES: Final = np.arange(1, ECE_BINS) / ECE_BINS
+_CHUNK: Final = 1 << 19  # logits turned into float64 at a time
+_BATCH, _BATCH_LOGITS = 256, 1 << 26  # examples, and logits, that are computed at a time
+
+
+def evaluation_batch_size(members: int, output: Sequence[int]) -> int:
+    """Return how many examples to predict at a time: 256, or fewer where each has many logits.
+
+    Args:
+        members: M.
+        output: the shape of one example's logits.
+
+    Example:
+        >>> evaluation_batch_size(3, (10,)), evaluation_batch_size(3, (1024, 32_000))
+        (256, 1)
+    """
+    return min(_BATCH, max(1, _BATCH_LOGITS // (members * math.prod(output))))
+
+
+def aggregate(logits: NDArray[Any], how: Aggregation = "mean_prob") -> NDArray[np.float64]:
+    """Turn the members' logits into the ensemble's log-probabilities.
+
+    Args:
+        logits: (M, B, C), real; the member axis first. Large logits (±1e4) lose nothing.
+        how: ``"mean_prob"`` averages probabilities, ``"mean_logit"`` logits (then normalised);
+            :class:`~nt_core.metrics.Fitted` as it was fitted.
+
+    Returns:
+        (B, C) float64 log-probabilities.
+
+    Raises:
+        DataError: another shape, a logit that is not finite, or an unknown ``how``.
+
+    Example:
+        >>> logits = np.log([[[0.8, 0.2]], [[0.4, 0.6]]])
+        >>> np.exp(aggregate(logits)).round(6)
+        array([[0.6, 0.4]])
+        >>> np.exp(aggregate(logits, "mean_logit")).round(6)
+        array([[0.620204, 0.379796]])
+    """
+    _check_logits(logits)
+    return _average(log_softmax(logits.astype(np.float64), axis=-1), how)
+
+
+def _average(log_probabilities: NDArray[np.float64], how: Aggregation) -> NDArray[np.float64]:
+    """Average over members; the logits of a member are its log-probabilities up to a constant."""
+    result: NDArray[np.float64]
+    if isinstance(how, Fitted):
+        result = how.pool(log_probabilities)
+    elif how == "mean_prob":
+        result = log_mixture(log_probabilities)
+    elif how == "mean_logit":
+        result = log_softmax(log_probabilities.mean(axis=0), axis=-1)
+    else:
+        raise DataError(
+            f"aggregation: {how!r} is neither 'mean_prob' nor 'mean_logit' nor what nt_core.metrics.fit found"
+        )
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """Sums over examples; add two to merge them, in any order.
+
+    Attributes:
+        nll_sum: negative log-likelihood of the aggregated prediction, in nats, summed over examples.
+        member_correct: (M,) int64, examples each member gets right.
+        member_nll_sum: (M,) float64, nats.
+        disagreements: (M, M) int64, examples on which two members predict different classes.
+        bin_counts: (15,) int64, examples by confidence of the aggregated prediction.
+        bin_confidence_sums: (15,) float64.
+        bin_correct: (15,) int64.
+
+    Example:
+        >>> logits = np.log([[[0.8, 0.2], [0.7, 0.3]], [[0.6, 0.4], [0.1, 0.9]]])
+        >>> total = Metrics.of(logits[:, :1], np.array([0])) + Metrics.of(logits[:, 1:], np.array([0]))
+        >>> total.accuracy, total.member_accuracy, total.disagreement
+        (0.5, array([1. , 0.5]), 0.5)
+        >>> round(total.nll, 6), round(-math.log(0.7 * 0.4) / 2, 6)  # probabilities are averaged
+        (0.636483, 0.636483)
+    """
+
+    nll_sum: float
+    member_correct: NDArray[np.int64]
+    member_nll_sum: NDArray[np.float64]
+    disagreements: NDArray[np.int64]
+    bin_counts: NDArray[np.int64]
+    bin_confidence_sums: NDArray[np.float64]
+    bin_correct: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), np.ndarray):
+                value = value.copy()
+                value.setflags(write=False)
+                object.__setattr__(self, field.name, value)
+
+    @staticmethod
+    def of(logits: NDArray[Any], labels: NDArray[Any], aggregation: Aggregation = "mean_prob") -> Metrics:
+        """Measure one batch.
+
+        Args:
+            logits: (M, B, C), or (M, B, T, C) where each token counts as an example; finite, the member axis
+                first; B may be 0.
+            labels: (B,) or (B, T) integers in [0, C).
+            aggregation: how members are averaged.
+
+        Raises:
+            DataError: shapes that do not fit, a logit that is not finite, a label outside the classes.
+
+        Example:
+            >>> Metrics.of(np.zeros((3, 2, 10)), np.array([0, 9])).correct  # ties go to the lowest class
+            1
+            >>> Metrics.of(np.zeros((3, 2, 5, 10)), np.zeros((2, 5), int)).count
+            10
+        """
+        if logits.ndim == 4 and logits.shape[1:3] == labels.shape:
+            logits, labels = logits.reshape(len(logits), labels.size, -1), labels.reshape(-1)
+        _check_logits(logits)
+        members, batch, classes = logits.shape
+        _check_labels(labels, batch, classes)
+        rows = max(1, _CHUNK // (members * classes))
+        parts = (slice(start, start + rows) for start in range(0, max(batch, 1), rows))
+        return Metrics.sum(_measure(logits[:, part], labels[part], aggregation) for part in parts)
+
+    @staticmethod
+    def sum(parts: Iterable[Metrics]) -> Metrics:
+        """Merge any number of records, at least one.
+
+        Raises:
+            DataError: there are none, or they differ in the number of members.
+
+        Example:
+            >>> one = Metrics.of(np.zeros((2, 4, 3)), np.zeros(4, int))
+            >>> Metrics.sum([one, one, one]).count
+            12
+        """
+        remaining = iter(parts)
+        total = next(remaining, None)
+        if total is None:
+            raise DataError("no examples: nothing to sum; give at least one record")
+        for part in remaining:
+            total += part
+        return total
+
+    def __add__(self, other: Metrics) -> Metrics:
+        """Merge two records of the same number of members."""
+        if len(self.member_correct) != len(other.member_correct):
+            raise DataError(
+                f"members: cannot add metrics of {len(self.member_correct)} and {len(other.member_correct)}"
+            )
+        names = [field.name for field in dataclasses.fields(self)]
+        return Metrics(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @property
+    def count(self) -> int:
+        """Examples measured; 0 is legal, but has no metrics."""
+        return int(self.bin_counts.sum())
+
+    @property
+    def correct(self) -> int:
+        """Examples the aggregated prediction gets right."""
+        return int(self.bin_correct.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples the aggregated prediction gets right."""
+        return self.correct / self._examples
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of the aggregated prediction over all examples, in nats."""
+        return float(self.nll_sum) / self._examples
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of `nll`; infinite beyond the range of float64."""
+        return _exp(self.nll)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error Σ n_b/N·|acc_b − conf_b| over 15 bins (lo, hi]; Guo et al. 2017, §2."""
+        return float(np.abs(self.bin_correct - self.bin_confidence_sums).sum()) / self._examples
+
+    @property
+    def member_accuracy(self) -> NDArray[np.float64]:
+        """(M,) share of examples each member gets right."""
+        return self.member_correct / self._examples
+
+    @property
+    def member_nll(self) -> NDArray[np.float64]:
+        """(M,) mean negative log-likelihood of each member, in nats."""
+        return self.member_nll_sum / self._examples
+
+    @property
+    def member_perplexity(self) -> NDArray[np.float64]:
+        """(M,) exponential of `member_nll`; infinite beyond the range of float64."""
+        return np.array([_exp(nll) for nll in self.member_nll])
+
+    @property
+    def disagreement_matrix(self) -> NDArray[np.float64]:
+        """(M, M) share of examples on which two members predict different classes; zero diagonal."""
+        return self.disagreements / self._examples
+
+    @property
+    def disagreement(self) -> float:
+        """Prediction disagreement: mean over pairs i < j of P(argmax_i ≠ argmax_j); 0 for one member."""
+        pairs = math.comb(len(self.disagreements), 2)
+        return int(self.disagreements.sum()) / 2 / (self._examples * max(pairs, 1))
+
+    @property
+    def disagreement_full_matrix(self) -> float:
+        """Mean over the full matrix, zero diagonal too: (M−1)/M of `disagreement`; as NeuroTrails' code."""
+        return int(self.disagreements.sum()) / (self._examples * self.disagreements.size)
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures that stand in a history: accuracy, NLL, perplexity, ECE and disagreement."""
+        names = ("accuracy", "nll", "perplexity", "ece", "disagreement")
+        return {name: getattr(self, name) for name in names}
+
+    def pairs(self) -> dict[str, list[list[float]]]:
+        """Return the disagreement matrix as a history holds it: that of 2 to 16 members, else nothing.
+
+        Example:
+            >>> Metrics.of(np.eye(3)[:2, None], np.zeros(1, int)).pairs()
+            {'disagreement_matrix': [[0.0, 1.0], [1.0, 0.0]]}
+        """
+        if not 2 <= len(self.member_correct) <= MATRIX_MEMBERS:
+            return {}
+        return {"disagreement_matrix": self.disagreement_matrix.tolist()}
+
+    def to_dict(self) -> dict[str, float | list[float]]:
+        """Give all metrics as numbers for JSON.
+
+        Raises:
+            DataError: no examples.
+
+        Example:
+            >>> Metrics.of(np.zeros((2, 4, 5)), np.zeros(4, int)).to_dict()["member_accuracy"]
+            [1.0, 1.0]
+        """
+        scalars = ("accuracy", "nll", "perplexity", "ece", "disagreement", "disagreement_full_matrix")
+        return {
+            "count": self.count,
+            **{name: getattr(self, name) for name in scalars},
+            "member_accuracy": self.member_accuracy.tolist(),
+            "member_nll": self.member_nll.tolist(),
+            "member_perplexity": self.member_perplexity.tolist(),
+        }
+
+    @property
+    def _examples(self) -> int:
+        if not (count := self.count):
+            raise DataError("no examples: measure at least one before asking for a metric")
+        return count
+
+
+def _exp(nll: float) -> float:
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
+def _measure(logits: NDArray[Any], labels: NDArray[Any], aggregation: Aggregation) -> Metrics:
+    member_log_probabilities = log_softmax(logits.astype(np.float64), axis=-1)
+    log_probabilities = _average(member_log_probabilities, aggregation)
+    rows = np.arange(len(labels))
+    confidence = np.exp(log_probabilities.max(axis=-1))
+    bins = np.searchsorted(_EDGES, confidence, side="left")  # left: an edge belongs to the bin below it
+    correct = log_probabilities.argmax(axis=-1) == labels
+    predictions = logits.argmax(axis=-1)
+    return Metrics(
+        nll_sum=-float(log_probabilities[rows, labels].sum()),
+        member_correct=(predictions == labels).sum(axis=-1),
+        member_nll_sum=-member_log_probabilities[:, rows, labels].sum(axis=-1),
+        disagreements=(predictions[:, None] != predictions).sum(axis=-1),
+        bin_counts=np.bincount(bins, minlength=ECE_BINS),
+        bin_confidence_sums=np.bincount(bins, confidence, ECE_BINS).astype(np.float64),
+        bin_correct=np.bincount(bins[correct], minlength=ECE_BINS),
+    )
+
+
+def _check_logits(logits: NDArray[Any]) -> None:
+    if logits.ndim != 3 or 0 in (logits.shape[0], logits.shape[2]):
+        raise DataError(f"logits: expected shape (members, batch, classes), found {logits.shape}")
+    if logits.size and not (np.isfinite(logits.min()) and np.isfinite(logits.max())):
+        member, row, label = (int(i) for i in np.argwhere(~np.isfinite(logits))[0])
+        raise DataError(f"logits: {logits[member, row, label]} at member {member}, row {row}, class {label}")
+
+
+def _check_labels(labels: NDArray[Any], batch: int, classes: int) -> None:
+    if labels.shape != (batch,) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels: expected integers of shape ({batch},), found {labels.dtype} {labels.shape}")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        at = int(outside.argmax())
+        raise DataError(f"labels: {labels[at]} at position {at}, expected 0 to {classes - 1}")

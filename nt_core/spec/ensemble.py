@@ -1,0 +1,242 @@
+"""What is declared: a block graph and four choices (structure, topology, plan, aggregation)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nt_core.errors import SpecError
+from nt_core.graph import BlockGraph
+from nt_core.structure import (
+    MIMO,
+    AnyStructure,
+    BatchEnsemble,
+    Independent,
+    Layout,
+    Reduction,
+    Single,
+)
+from nt_core.topology import AnyTopology, Dense, Dynamic, GradualPruning, PruneAtInit, final_counts
+from nt_core.training import AnyPlan, ExploreRefine, OneRun, Ratio, Timeline, longest_of
+from nt_core.values import Value
+
+Mean = Literal["mean_prob", "mean_logit"]
+
+
+class FittedAverage(Value):
+    """A weighted mean of members' probabilities, fitted on examples held out of training.
+
+    Attributes:
+        held_out: share of the training examples that are not trained on, but fitted on afterwards.
+        temperature: whether a temperature is fitted too, after the weights; see
+            :func:`nt_core.metrics.fit`.
+    """
+
+    kind: Literal["fitted"] = "fitted"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    temperature: bool = True
+
+
+def _by_name(value: Any) -> Any:
+    if value == "fitted":
+        return FittedAverage()
+    if isinstance(value, Mapping):
+        return FittedAverage(**value)
+    if value not in get_args(Mean) and not isinstance(value, FittedAverage):
+        raise ValueError("input should be 'mean_prob', 'mean_logit' or 'fitted'")
+    return value
+
+
+Aggregation = Annotated[
+    Mean | FittedAverage,
+    BeforeValidator(_by_name, json_schema_input_type=Mean | FittedAverage | str),
+]
+DIVISIBLE = ("static", "prune_at_init")
+"""Topologies that keep what they chose before training."""
+
+
+class EnsembleSpec(Value):
+    """A sparse ensemble, declared once.
+
+    Attributes:
+        graph: the network that one member computes.
+        structure: how members share it.
+        topology: what the masks do.
+        plan: how time is spent.
+        aggregation: what is averaged over members: probabilities or logits; or fitted weights.
+        loss: whether members' losses are averaged or summed; None: as the structure has it.
+
+    Raises:
+        SpecError, GraphError, AllocationError: the choices do not go together.
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import Dynamic, MultiHead
+        >>> spec = EnsembleSpec(graph=nt_models.wide_resnet(depth=28, width=10, classes=100),
+        ...                     structure=MultiHead(split=4, heads=3), topology=Dynamic(sparsity=0.8))
+        >>> spec.members, sum(spec.counts.values())
+        (3, 21255766)
+    """
+
+    error_path: ClassVar[str] = ""
+    graph: BlockGraph
+    structure: AnyStructure = Single()
+    topology: AnyTopology = Dense()
+    plan: AnyPlan = OneRun()
+    aggregation: Aggregation = "mean_prob"
+    loss: Reduction | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EnsembleSpec:
+        if self.layout.divided and self.topology.kind not in DIVISIBLE:
+            raise SpecError(
+                f"topology: {self.topology.kind!r} does not go with structure 'fission', which divides what "
+                f"is kept once; choose {' or '.join(DIVISIBLE)} (sparsity: 0 keeps everything)"
+            )
+        _ = self.counts
+        _expect_fitting(self.structure, self.topology)
+        self.plan.extension(self.longest)
+        if isinstance(self.plan, ExploreRefine):
+            _expect_one_network(self.structure, self.topology)
+        elif self.plan.at_once is not None:
+            _expect_groups(self.plan.at_once, self.structure, self.topology)
+        return self
+
+    @property
+    def longest(self) -> Ratio:
+        """How many times as long as a dense network this may train: 1/(1 − S), 1 where training is dense."""
+        if isinstance(self.topology, Dense | GradualPruning):
+            return Ratio(1)
+        return longest_of(self.topology.sparsity)
+
+    def timeline(self, steps_per_epoch: int) -> Timeline:
+        """Return what the plan means for this topology, phase by phase.
+
+        Raises:
+            SpecError: the plan does not say how long, or there are too few steps for it.
+
+        Example:
+            >>> import nt_models
+            >>> from nt_core import OneRun, Static
+            >>> spec = EnsembleSpec(graph=nt_models.mlp(inputs=4, hidden=(8,), classes=2),
+            ...                     topology=Static(sparsity=0.5), plan=OneRun(epochs=3, extend="auto"))
+            >>> spec.timeline(steps_per_epoch=10).total_steps
+            60
+        """
+        return self.plan.timeline(steps_per_epoch, self.longest)
+
+    @property
+    def result(self) -> EnsembleSpec:
+        """The spec of what training leaves: itself, or the members that a plan makes of one network."""
+        if not isinstance(self.plan, ExploreRefine):
+            return self
+        return self.replace(structure=Independent(count=self.plan.members), plan=OneRun())
+
+    @property
+    def turns(self) -> tuple[EnsembleSpec, ...]:
+        """What is trained one after another: groups of members, or all together."""
+        if isinstance(self.plan, ExploreRefine) or self.plan.at_once is None:
+            return (self,)
+        assert isinstance(self.structure, Independent)
+        numbers, size = self.structure.numbers, self.plan.at_once
+        groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        plan = self.plan.replace(at_once=None)
+        return tuple(self.replace(structure=self.structure.replace(only=each), plan=plan) for each in groups)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Backbone and heads."""
+        return self.structure.layout(self.graph)
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """How many elements of each sparsifiable weight are active (at the end, where that changes)."""
+        return final_counts(self.topology, self.layout)
+
+    @property
+    def members(self) -> int:
+        """M, the number of predictions for one example."""
+        return self.structure.members
+
+    @property
+    def mean(self) -> Mean:
+        """What is averaged as long as nothing is fitted: ``mean_prob`` where weights are to be fitted."""
+        return "mean_prob" if isinstance(self.aggregation, FittedAverage) else self.aggregation
+
+    @property
+    def loss_reduction(self) -> Reduction:
+        """How members' losses are combined."""
+        return self.loss or self.structure.loss_reduction
+
+    @property
+    def distillation(self) -> float | None:
+        """The temperature at which members learn from their mean, too; None: they do not."""
+        return self.structure.distillation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole spec, its graph op by op, as values that JSON can hold."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EnsembleSpec:
+        """Read what :meth:`to_dict` gave."""
+        return cls(**data)
+
+    def digest(self) -> str:
+        """Return a hash that two specs share if they declare the same; a graph's origin plays no part."""
+        data = self.to_dict()
+        data["graph"].pop("origin")
+        return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _expect_one_network(structure: AnyStructure, topology: AnyTopology) -> None:
+    if not isinstance(structure, Single):
+        raise SpecError(
+            "structure: expected single for the plan explore_refine, which makes members of one network, "
+            f"found {structure.kind}; say how many with plan.members"
+        )
+    if not isinstance(topology, Dynamic):
+        raise SpecError(
+            "topology: expected dynamic for the plan explore_refine, which leaves a member behind by "
+            f"pruning and growing, found {topology.kind}; choose topology.kind dynamic"
+        )
+
+
+def _expect_groups(at_once: int, structure: AnyStructure, topology: AnyTopology) -> None:
+    """Check that members can be trained in groups, and would come out as if trained together."""
+    if not isinstance(structure, Independent):
+        raise SpecError(
+            f"plan.at_once: expected structure independent, found {structure.kind}, whose members share "
+            "weights; leave it out"
+        )
+    if structure.members % at_once:
+        raise SpecError(
+            f"plan.at_once: expected a divisor of the {structure.members} members, found {at_once}; "
+            f"choose 1 to {structure.members}"
+        )
+    scope = getattr(topology, "scope", "layer")
+    if scope != "layer":
+        raise SpecError(
+            f"plan.at_once: expected topology.scope layer, found {scope}, by which all members compete for "
+            "connections; change the scope, or leave at_once out"
+        )
+
+
+def _expect_fitting(structure: AnyStructure, topology: AnyTopology) -> None:
+    only = isinstance(structure, Independent) and structure.only is not None
+    scope = getattr(topology, "scope", "layer")
+    if only and scope != "layer":
+        raise SpecError(
+            f"structure.only: expected topology.scope layer, found {scope}, by which all members compete for "
+            "connections; change the scope, or leave only out"
+        )
+    if isinstance(topology, PruneAtInit) and isinstance(structure, BatchEnsemble | MIMO):
+        raise SpecError(
+            "structure: expected single, independent, multi_head or fission for the topology prune_at_init, "
+            f"found {structure.kind}; change one of them"
+        )

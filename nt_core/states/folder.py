@@ -1,0 +1,182 @@
+"""States of a training: all that an interrupted one goes on from, the last two of them in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.spec import EnsembleSpec
+from nt_core.states.file import State, delete_state, parts_of, read_state, write_state
+from nt_core.structure import Independent
+from nt_core.training import Training
+
+KEPT: Final = 2
+"""How many states are kept: should the last one be damaged, there is another."""
+
+_NAME: Final = re.compile(r"step-(\d+)\.safetensors")
+
+
+class Stopped(NeuroTrailsError):  # noqa: N818 - nothing went wrong
+    """A training that was asked to stop, and did after a step; its state is saved."""
+
+
+class States:
+    """The states of one training in a folder; the last two are kept.
+
+    Args:
+        folder: made when the first state is saved.
+        every: optimiser steps from one state to the next; None: ``seconds`` decides.
+        seconds: at least so long from one state to the next.
+        beside: gives what shall be written beside a state; called when everything before it must be on disk.
+        stopping: is asked after each step whether to save the state and to end, with :class:`Stopped`.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> states = States(Path(tempfile.mkdtemp()), every=10)
+        >>> for step in (10, 20, 30):
+        ...     states.save(State(step=step, training={"seed": 0}, content={"w": np.full(2, step)}))
+        >>> states.latest({"seed": 0}).content
+        {'w': array([30, 30])}
+        >>> [path.name for path in sorted(states.folder.iterdir())]
+        ['step-000000020.safetensors', 'step-000000030.safetensors']
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: int | None = None,
+        seconds: float = 300.0,
+        beside: Callable[[], Mapping[str, Any]] = dict,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if every is not None and every < 1:
+            raise CheckpointError(f"states: expected one at least every step, found every={every}")
+        self.folder, self.every, self.seconds = Path(folder), every, seconds
+        self.beside, self.stopping = beside, stopping
+        self._saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Tell whether a state is to be saved after a step."""
+        if self.every is not None:
+            return step % self.every == 0
+        return time.monotonic() - self._saved >= self.seconds
+
+    def new_parts(self, step: int) -> Path:
+        """Return an empty folder, in which several processes write before one of them saves that state."""
+        folder = parts_of(self._path(step))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def save(self, state: State) -> None:
+        """Write a state; it is on disk when this returns, and all but the last two are deleted.
+
+        What processes wrote into :meth:`new_parts` of its step belongs to it from then on.
+
+        Raises:
+            CheckpointError: it cannot be written; those before it are as they were.
+        """
+        path = self._path(state.step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_state(path, replace(state, beside=dict(self.beside())))
+        except OSError as error:
+            last = self._last_step()
+            kept = "no state is saved yet" if last is None else f"the state after step {last} is kept"
+            raise CheckpointError(
+                f"{path}: cannot be written ({error.strerror or error}); {kept}; make room, then go on"
+            ) from None
+        for old in self._paths()[KEPT:]:
+            delete_state(old)
+        self._saved = time.monotonic()
+
+    def latest(self, training: Mapping[str, Any] | None = None) -> State | None:
+        """Return the last state that is whole; None: there is none.
+
+        Args:
+            training: what it must be a state of; None: whatever it is.
+
+        Raises:
+            CheckpointError: it is of another training, or every one that is there is damaged.
+        """
+        damage: list[CheckpointError] = []
+        for path in self._paths():
+            try:
+                state = read_state(path)
+            except CheckpointError as error:
+                damage.append(error)
+                continue
+            wanted = None if training is None else json.loads(json.dumps(training))
+            if wanted is not None and state.training != wanted:
+                raise CheckpointError(
+                    f"{path}: a state of another training: {_difference(state.training, wanted)}; go on with "
+                    "what it was begun with, or delete the folder to begin anew"
+                )
+            return state
+        if damage:
+            raise damage[0]
+        return None
+
+    def of(self, turn: EnsembleSpec) -> States:
+        """Return the states of one of a spec's turns, in a folder of its own."""
+        only = turn.structure.only if isinstance(turn.structure, Independent) else None
+        name = "all" if only is None else f"members-{only[0]}-{only[-1]}"
+        settings = {"every": self.every, "seconds": self.seconds}
+        return States(self.folder / name, **settings, beside=self.beside, stopping=self.stopping)  # type: ignore[arg-type]
+
+    def clear(self) -> None:
+        """Delete all states, those of turns too: what they led to is finished and kept."""
+        for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())][::-1]:
+            for path in States(folder)._paths():
+                delete_state(path)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.safetensors"
+
+    def _last_step(self) -> int | None:
+        paths = self._paths()
+        return int(_NAME.fullmatch(paths[0].name)[1]) if paths else None  # type: ignore[index]
+
+    def _paths(self) -> list[Path]:
+        """List the files of states, the last first; what an interrupted write left behind is deleted."""
+        if not self.folder.is_dir():
+            return []
+        for rest in self.folder.glob(".step-*.tmp"):
+            rest.unlink(missing_ok=True)
+        for parts in self.folder.glob("step-*.parts"):
+            if not parts.with_suffix(".safetensors").exists():
+                shutil.rmtree(parts, ignore_errors=True)
+        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def identity(spec: EnsembleSpec, training: Training, seed: int, examples: int) -> dict[str, Any]:
+    """Return what must be the same for a training to go on from another's state, as JSON."""
+    declared = spec.to_dict()
+    declared["graph"] = hashlib.sha256(json.dumps(declared["graph"], sort_keys=True).encode()).hexdigest()
+    recipe = {"training": training.model_dump(mode="json"), "seed": seed, "examples": examples}
+    return {"spec": declared, **recipe}
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Name the first field in which two trainings differ."""
+    return next(iter(_differences(found, wanted, "")), "the same")
+
+
+def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for key in dict.fromkeys([*found, *wanted]):
+            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif found != wanted:
+        yield f"{path}: {found!r}, expected {wanted!r}"

@@ -1,0 +1,54 @@
+"""Pruning at initialisation, as it is declared: static masks that one batch of training data decides."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nt_core.topology.allocation import ERK, AnyAllocation, Sparsity
+from nt_core.values import Count, Value, by_kind
+
+
+class Snip(Value):
+    """Keep the weights whose removal changes the loss most: |w·∂L/∂w|, first order (Lee et al. 2019, §4)."""
+
+    kind: Literal["snip"] = "snip"
+
+
+class Grasp(Value):
+    """Keep the weights whose removal lowers the gradient's norm most: w·(H·∂L/∂w) (Wang et al. 2020, §4).
+
+    The paper's score of a removal, −w·(H·g), is half of what the squared norm of the gradient g would rise
+    by, to first order; the highest go first. The sign counts.
+
+    Attributes:
+        temperature: what logits are divided by before the loss.
+    """
+
+    kind: Literal["grasp"] = "grasp"
+    temperature: Annotated[float, Field(gt=0)] = 200.0
+
+
+_Saliencies = Annotated[Snip | Grasp, Field(discriminator="kind")]
+AnySaliency = Annotated[_Saliencies, BeforeValidator(by_kind, json_schema_input_type=str | _Saliencies)]
+"""Any criterion; in a file also just its name, ``snip``."""
+
+
+class PruneAtInit(Value):
+    """Static masks, chosen before the first step from the dense network's gradient on one batch.
+
+    Attributes:
+        sparsity: 1 − active / size over all sparsifiable weights.
+        criterion: which weights are kept.
+        scope: ``global`` ranks all weights together; ``layer`` keeps each weight's allocated count.
+        allocation: how the active connections are divided, where ``scope`` is ``layer``.
+        examples: how many of the training data the batch has: the first, in the order of the first epoch.
+    """
+
+    kind: Literal["prune_at_init"] = "prune_at_init"
+    sparsity: Sparsity
+    criterion: AnySaliency = Snip()
+    scope: Literal["layer", "global"] = "global"
+    allocation: AnyAllocation = ERK()
+    examples: Count = 128

@@ -1,0 +1,164 @@
+"""Pruning at initialisation: the masks that one batch's gradients choose. Backends give the gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.errors import DataError, TopologyError
+from nt_core.masks import Mask, top_k
+from nt_core.structure import Layout
+from nt_core.structure.fission import divide_masks
+from nt_core.topology.at_init import Grasp, PruneAtInit, Snip
+from nt_core.topology.declared import AnyTopology, final_counts
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+def saliency(criterion: Snip | Grasp, values: NDArray[Any], gradients: NDArray[Any]) -> NDArray[Any]:
+    """Score each element of a weight; the largest are kept.
+
+    Args:
+        criterion: which score.
+        values: of the dense weight.
+        gradients: of its shape. For SNIP ∂L/∂w; for GraSP H·g, the Hessian times the gradient g.
+
+    Example:
+        >>> weights, gradients = np.array([1.0, -2.0]), np.array([3.0, 2.0])
+        >>> saliency(Snip(), weights, gradients), saliency(Grasp(), weights, gradients)
+        (array([3., 4.]), array([ 3., -4.]))
+    """
+    scores: NDArray[Any] = values * gradients
+    return np.abs(scores) if isinstance(criterion, Snip) else scores
+
+
+def saliency_masks(
+    topology: PruneAtInit, layout: Layout, values: Arrays, gradients: Arrays
+) -> Mapping[str, Mask]:
+    """Choose the masks of pruning at initialisation; exactly the requested total, lowest positions on ties.
+
+    Args:
+        topology: says how many, by what, and who competes with whom.
+        layout: what it lies on.
+        values: full name → dense array, for each sparsifiable weight at least.
+        gradients: the same, of what :func:`saliency` reads.
+
+    Raises:
+        TopologyError: a weight has no gradient, or a score is NaN.
+
+    Warns:
+        UserWarning: a weight is left without any connection, which global competition may do.
+
+    Example:
+        >>> import nt_models
+        >>> from nt_core import Single
+        >>> layout = Single().layout(nt_models.mlp(inputs=3, hidden=(), classes=2))
+        >>> ones = {"head1/classifier/linear1.weight": np.ones((2, 3))}
+        >>> found = saliency_masks(PruneAtInit(sparsity=0.5), layout, ones, ones)
+        >>> [mask.flat().tolist() for mask in found.values()]
+        [[0, 1, 2]]
+    """
+    counts = final_counts(topology, layout)
+    scores = {name: _scores(topology, name, values, gradients) for name in counts}
+    if topology.scope == "layer":
+        chosen = {name: _best(score, counts[name]) for name, score in scores.items()}
+    else:
+        chosen = _best_of_all(scores, sum(counts.values()))
+    masks = {name: Mask.from_flat(values[name].shape, positions) for name, positions in chosen.items()}
+    _warn_of_empty(topology, masks)
+    return masks
+
+
+def masks_of_parts(layout: Layout, masks: Mapping[str, Mask], seed: int) -> Iterator[tuple[str, Mask]]:
+    """Return the masks of a layout's weights, those of the single network divided where it divides them.
+
+    Args:
+        layout: of the model.
+        masks: of :func:`saliency_masks`, on the single network's layout where ``layout.divided``.
+        seed: keys the partition.
+    """
+    return divide_masks(layout, masks.items(), seed) if layout.divided else iter(masks.items())
+
+
+def expect_prunable(topology: AnyTopology, examples: int) -> PruneAtInit:
+    """Return the topology by which masks are to be chosen.
+
+    Args:
+        topology: of the model.
+        examples: how many there are to choose by.
+
+    Raises:
+        TopologyError: the topology is another.
+        DataError: there is no example.
+    """
+    if not isinstance(topology, PruneAtInit):
+        raise TopologyError(
+            f"topology: expected prune_at_init, found {topology.kind}; its masks are there already"
+        )
+    if not examples:
+        raise DataError(
+            "inputs: expected examples for the topology prune_at_init to choose masks by, found none"
+        )
+    return topology
+
+
+def expect_chosen(topology: AnyTopology, layout: Layout, active: int) -> None:
+    """Raise if a model is to be trained whose masks no data has decided yet.
+
+    Args:
+        topology: of the model.
+        layout: what it lies on.
+        active: how many connections it has.
+
+    Raises:
+        TopologyError: saying what to call.
+    """
+    if isinstance(topology, PruneAtInit) and active != (
+        wanted := sum(final_counts(topology, layout).values())
+    ):
+        raise TopologyError(
+            f"topology prune_at_init: expected {wanted} active connections, found "
+            f"{active}: the masks come from data; call prune_at_init(model, inputs, labels) before training"
+        )
+
+
+def _scores(topology: PruneAtInit, name: str, values: Arrays, gradients: Arrays) -> NDArray[Any]:
+    if gradients.get(name) is None:
+        raise TopologyError(
+            f"weight {name!r}: it has no gradient, but the topology prune_at_init reads it; the loss must "
+            "depend on every member"
+        )
+    scores = saliency(topology.criterion, values[name], gradients[name]).reshape(-1)
+    if np.isnan(scores).any():
+        raise TopologyError(
+            f"weight {name!r}: its {topology.criterion.kind} score is NaN at position "
+            f"{int(np.isnan(scores).argmax())}; check the data, or give it more examples"
+        )
+    return scores
+
+
+def _best(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
+    return top_k(scores, np.ones(scores.size, dtype=np.bool_), count)
+
+
+def _best_of_all(scores: Arrays, count: int) -> dict[str, NDArray[np.int64]]:
+    found = _best(np.concatenate([np.empty(0), *scores.values()]), count)
+    ends = np.cumsum([0, *(score.size for score in scores.values())])
+    first = np.searchsorted(found, ends)
+    return {name: found[first[i] : first[i + 1]] - ends[i] for i, name in enumerate(scores)}
+
+
+def _warn_of_empty(topology: PruneAtInit, masks: Mapping[str, Mask]) -> None:
+    empty = [name for name, mask in masks.items() if not mask.count]
+    if empty:
+        listed = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        warnings.warn(
+            f"topology prune_at_init: {topology.criterion.kind} at sparsity {topology.sparsity:g} leaves "
+            f"{len(empty)} of {len(masks)} weights without a connection ({listed}); they pass nothing on. "
+            "Lower the sparsity, or use scope layer",
+            stacklevel=3,
+        )

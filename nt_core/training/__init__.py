@@ -1,0 +1,47 @@
+"""Training as it is declared: the recipe (optimiser, learning rate, data) and the plan of its phases.
+
+In go fields of a spec file; out come values that every backend's trainer reads, and the batches that members
+train on. It imports ``structure``, ``metrics``, and the ground.
+"""
+
+from nt_core.training.plan import AnyPlan, ExploreRefine, OneRun, Phase, Ratio, Timeline, longest_of
+from nt_core.training.recipe import (
+    SGD,
+    Adam,
+    AdamW,
+    AnyOptimizer,
+    Batches,
+    Data,
+    LearningRate,
+    Report,
+    Share,
+    Text,
+    Trained,
+    Training,
+    first_examples,
+    member_batches,
+)
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "AnyOptimizer",
+    "AnyPlan",
+    "Batches",
+    "Data",
+    "ExploreRefine",
+    "LearningRate",
+    "OneRun",
+    "Phase",
+    "Ratio",
+    "Report",
+    "Share",
+    "Text",
+    "Timeline",
+    "Trained",
+    "Training",
+    "first_examples",
+    "longest_of",
+    "member_batches",
+]

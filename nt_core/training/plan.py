@@ -1,0 +1,250 @@
+"""Plans: how the time of a training is spent, as phases that a trainer passes through."""
+
+from __future__ import annotations
+
+import fractions
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nt_core.errors import SpecError
+from nt_core.training.recipe import LearningRate
+from nt_core.values import Count, Value
+
+Positive = Annotated[float, Field(gt=0)]
+Ratio = fractions.Fraction
+ONCE: Final = Ratio(1)
+
+
+class Phase(Value):
+    """A stretch of a training.
+
+    Attributes:
+        steps: optimiser steps.
+        factors: on the optimiser's learning rate, each for an equal share of the phase; none: the recipe's
+            own schedule over the whole training.
+        escape: the drop fraction of the prune-and-grow that follows its last step, once a member was saved;
+            None: nothing follows.
+    """
+
+    steps: Count
+    factors: tuple[float, ...] = ()
+    escape: float | None = None
+
+
+class Timeline(Value):
+    """A whole training, phase by phase; what a trainer needs to know of a plan.
+
+    Example:
+        >>> timeline = Timeline(phases=(Phase(steps=4, factors=(1,)), Phase(steps=2, factors=(0.1, 0.01))))
+        >>> timeline.total_steps, [timeline.factor(LearningRate(), step) for step in (0, 4, 5)]
+        (6, [1.0, 0.1, 0.01])
+    """
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def escapes(self) -> Mapping[int, float]:
+        """Steps (counted from 1) that an escape follows, and its drop fraction."""
+        ends = [sum(phase.steps for phase in self.phases[: i + 1]) for i in range(len(self.phases))]
+        pairs = zip(ends, self.phases, strict=True)
+        return {end: phase.escape for end, phase in pairs if phase.escape is not None}
+
+    def member_after(self, step: int) -> int:
+        """Return the number, from 1, of the member that is left by the escape after ``step``."""
+        return sorted(self.escapes).index(step) + 1
+
+    def factor(self, learning_rate: LearningRate, step: int) -> float:
+        """Return the factor on the learning rate for the optimiser step ``step``, counted from 0.
+
+        Where a phase has factors of its own, the recipe's warm-up still holds; the rest of its schedule does
+        not.
+        """
+        into = step
+        for phase in self.phases:
+            if into < phase.steps or phase is self.phases[-1]:
+                break
+            into -= phase.steps
+        if not phase.factors:
+            return learning_rate.at(step, self.total_steps)
+        share = min(into * len(phase.factors) // phase.steps, len(phase.factors) - 1)
+        return phase.factors[share] * learning_rate.rising(step, self.total_steps)
+
+
+class Plan(Value, ABC):
+    """How long a training takes.
+
+    Attributes:
+        epochs: passes over the data, or
+        steps: optimiser steps.
+        extend: what either is multiplied by, at most 1/(1 − S) (see :func:`longest`); ``auto``: exactly that.
+    """
+
+    epochs: Positive | None = None
+    steps: Count | None = None
+    extend: Annotated[float, Field(ge=1)] | Literal["auto"] = 1.0
+
+    @model_validator(mode="after")
+    def _expect_one_length(self) -> Plan:
+        if self.epochs is not None and self.steps is not None:
+            raise SpecError(
+                f"plan: expected epochs or steps, found both (epochs={self.epochs:g}, steps={self.steps}); "
+                "leave one out"
+            )
+        return self
+
+    def total_steps(self, steps_per_epoch: int, limit: Ratio = ONCE) -> int:
+        """Return the optimiser steps of the whole training.
+
+        Args:
+            steps_per_epoch: of the data at the recipe's batch size.
+            limit: the most that ``extend`` may be, and what ``auto`` means.
+
+        Raises:
+            SpecError: neither epochs nor steps are given, or it is extended too far.
+
+        Example:
+            >>> OneRun(epochs=2.5).total_steps(steps_per_epoch=10)
+            25
+            >>> OneRun(steps=100, extend="auto").total_steps(10, limit=longest_of(0.8))
+            500
+        """
+        return math.floor(self._given_steps(steps_per_epoch) * self.extension(limit))
+
+    def extension(self, limit: Ratio) -> Ratio:
+        """Return ``extend`` as an exact number.
+
+        Raises:
+            SpecError: it is above the limit.
+        """
+        if self.extend == "auto":
+            return limit
+        extend = _exact(self.extend)
+        if extend > limit:
+            raise SpecError(
+                f"plan.extend: expected at most 1/(1 − sparsity) = {float(limit):g}, found {self.extend:g} "
+                "(1 where training is dense); lower it, or write auto for the limit"
+            )
+        return extend
+
+    def _given_steps(self, steps_per_epoch: int) -> int:
+        if self.steps is not None:
+            return self.steps
+        if (epochs := self._given_epochs()) is None:
+            raise SpecError(
+                "plan: neither epochs nor steps are given; say how long with epochs: 20, or --epochs 20"
+            )
+        steps = epochs * steps_per_epoch
+        whole = round(steps)
+        return whole if math.isclose(steps, whole, rel_tol=1e-14) else math.ceil(steps)
+
+    def _given_epochs(self) -> float | None:
+        return self.epochs
+
+    @abstractmethod
+    def timeline(self, steps_per_epoch: int, limit: Ratio = ONCE) -> Timeline:
+        """Return the phases; arguments and errors as for :meth:`total_steps`."""
+
+
+class OneRun(Plan):
+    """One training from start to end.
+
+    Attributes:
+        epochs: passes over the data, or
+        steps: optimiser steps; both may be left out where the caller's own loop decides.
+        extend: see :class:`Plan`.
+        at_once: how many independent members are trained at a time, one group after another, each saved when
+            it is done; None: all together. Every member comes out as if all were trained together.
+    """
+
+    kind: Literal["one_run"] = "one_run"
+    at_once: Count | None = None
+
+    def timeline(self, steps_per_epoch: int, limit: Ratio = ONCE) -> Timeline:
+        return Timeline(phases=(Phase(steps=self.total_steps(steps_per_epoch, limit)),))
+
+
+class ExploreRefine(Plan):
+    """EDST: one sparse network explores, then becomes one member after another (arXiv 2106.14568, §3.2).
+
+    Exploration yields no member. Each refinement ends in a saved member; one large prune-and-grow then takes
+    the network away from it, the learning rate goes back up, and the next refinement begins. The topology's
+    own updates go on all the time; their schedule spans the whole training.
+
+    Attributes:
+        epochs: of the whole training, or
+        steps: of the whole; then ``explore`` and ``refine`` are proportions; None: both are epochs.
+        extend: see :class:`Plan`.
+        explore: length of the exploration, at the optimiser's learning rate.
+        refine: length of each refinement.
+        members: M, at least 2.
+        escape: the drop fraction between members, above 0 and at most 1.
+        rates: factors on the learning rate in the equal parts of a refinement.
+    """
+
+    kind: Literal["explore_refine"] = "explore_refine"
+    explore: Positive = 150
+    refine: Positive = 100
+    members: Annotated[int, Field(ge=2, le=4096)] = 3
+    escape: Annotated[float, Field(gt=0, le=1)] = 0.8
+    rates: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.1, 0.01)
+
+    def _given_epochs(self) -> float:
+        return self.explore + self.members * self.refine if self.epochs is None else self.epochs
+
+    def timeline(self, steps_per_epoch: int, limit: Ratio = ONCE) -> Timeline:
+        """Return the phases: exploration, then M refinements; ends are rounded to whole steps.
+
+        Raises:
+            SpecError: there are too few steps.
+
+        Example:
+            >>> timeline = ExploreRefine(steps=45, members=3).timeline(steps_per_epoch=1)
+            >>> [phase.steps for phase in timeline.phases], dict(timeline.escapes)
+            ([15, 10, 10, 10], {25: 0.8, 35: 0.8})
+        """
+        total = self.total_steps(steps_per_epoch, limit)
+        unit = total / (self.explore + self.members * self.refine)
+        ends = [0, *(round(unit * (self.explore + k * self.refine)) for k in range(self.members + 1))]
+        steps = [after - before for before, after in itertools.pairwise(ends)]
+        if min(steps[0], *(each // len(self.rates) for each in steps[1:])) < 1:
+            raise SpecError(
+                f"plan: {total} steps are too few for an exploration and {self.members} refinements with "
+                f"{len(self.rates)} learning rates each; train longer, or ask for fewer members"
+            )
+        explore = Phase(steps=steps[0], factors=(1.0,))
+        refine = [Phase(steps=each, factors=self.rates, escape=self.escape) for each in steps[1:]]
+        return Timeline(phases=(explore, *refine[:-1], refine[-1].replace(escape=None)))
+
+
+def _one_run(value: Any) -> Any:
+    return {"kind": "one_run"} | value if isinstance(value, dict) else value
+
+
+_Plans = Annotated[OneRun | ExploreRefine, Field(discriminator="kind")]
+AnyPlan = Annotated[_Plans, BeforeValidator(_one_run)]
+"""Any plan; in a file one without a kind is ``one_run``."""
+
+
+def longest_of(sparsity: float) -> Ratio:
+    """Return 1/(1 − S), by which sparse training may be prolonged (arXiv 2505.17909, §4), as an exact number.
+
+    Example:
+        >>> longest_of(0.8)
+        Fraction(5, 1)
+    """
+    return 1 / (1 - _exact(sparsity))
+
+
+def _exact(number: float) -> Ratio:
+    """Take a number as it is written: 0.8 is 4/5."""
+    return Ratio(repr(float(number)))

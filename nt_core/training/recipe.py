@@ -1,0 +1,308 @@
+"""How a spec is trained and on what: the recipe, the same for every backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from nt_core.errors import DataError, SpecError
+from nt_core.finite import NonFinite
+from nt_core.metrics import Metrics
+from nt_core.random import Random
+from nt_core.structure import Structure
+from nt_core.values import Count, Fraction, Value
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Model = TypeVar("Model", covariant=True)
+Report = Callable[[Mapping[str, Any]], None]
+"""Receives what happens in a training, as plain records with an ``event``."""
+
+
+class SGD(Value):
+    """Stochastic gradient descent; weight decay is added to the gradient."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 5e-4
+
+
+class Adam(Value):
+    """Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
+
+    kind: Literal["adam"] = "adam"
+    lr: Positive = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+
+
+class AdamW(Value):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.01
+
+
+AnyOptimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="kind")]
+
+
+class LearningRate(Value):
+    """How the learning rate changes: a factor on the optimiser's.
+
+    Attributes:
+        schedule: ``constant``; ``cosine`` down to ``final``; ``steps``: ×``factor`` at each milestone.
+        warmup: share of training in which it rises linearly from 0.
+        final: the last factor of the cosine.
+        milestones: shares of training.
+        factor: what each milestone multiplies by.
+    """
+
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    warmup: Fraction = 0.0
+    final: Fraction = 0.0
+    milestones: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
+    factor: Fraction = 0.1
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Return the factor for the optimiser step number ``step``, counted from 0.
+
+        Example:
+            >>> steps = LearningRate(schedule="steps", milestones=(0.5,))
+            >>> [steps.at(step, 10) for step in (0, 4, 5)]
+            [1.0, 1.0, 0.1]
+        """
+        warmup = round(self.warmup * total_steps)
+        if step < warmup:
+            return self.rising(step, total_steps)
+        match self.schedule:
+            case "constant":
+                return 1.0
+            case "cosine":
+                share = (step - warmup) / max(1, total_steps - warmup)
+                return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+            case "steps":
+                passed = sum(step >= round(share * total_steps) for share in self.milestones)
+                return self.factor**passed
+
+    def rising(self, step: int, total_steps: int) -> float:
+        """Return the factor of the warm-up alone; 1 after it.
+
+        Example:
+            >>> [LearningRate(warmup=0.3).rising(step, 10) for step in (0, 2, 3)]
+            [0.25, 0.75, 1.0]
+        """
+        warmup = round(self.warmup * total_steps)
+        return min(1.0, (step + 1) / (warmup + 1))
+
+
+class Training(Value):
+    """The recipe.
+
+    Attributes:
+        optimizer: which, and its hyperparameters.
+        learning_rate: its schedule.
+        batch_size: examples per optimiser step.
+        accumulation: micro-batches into which a step's examples are cut.
+        clip_norm: the largest norm of the active weights' gradient; None: no limit.
+        precision: of forward and backward; weights and optimiser state stay float32.
+        non_finite: what to do if a step's loss or gradient is NaN or infinite: ``stop`` with an error that
+            names the first such weight, before anything changes; ``skip`` its batch, which is counted.
+        deterministic: the same seed on the same machine gives the same run, bit for bit.
+    """
+
+    optimizer: AnyOptimizer = SGD()
+    learning_rate: LearningRate = LearningRate()
+    batch_size: Count = 128
+    accumulation: Count = 1
+    clip_norm: Positive | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    non_finite: NonFinite = "stop"
+    deterministic: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.batch_size % self.accumulation:
+            raise SpecError(
+                f"training.accumulation: expected a divisor of batch_size={self.batch_size}, "
+                f"found {self.accumulation}"
+            )
+        return self
+
+
+class Text(Value):
+    """How text becomes sequences of tokens, for graphs that read tokens.
+
+    Attributes:
+        tokenizer: ``bytes``; a ``tokenizer.json``; or a folder or a name on the hub, for ``transformers``.
+        held_out: share of the text that is tested on and not trained on; 0: a stream's split ``data.test``.
+        column: of a dataset, which holds the text.
+        subset: of a dataset on the hub that has several, ``en`` of ``allenai/c4`` say.
+        shuffle_buffer: sequences of a stream among which the next is drawn.
+        test_sequences: the most that a stream is tested on.
+    """
+
+    tokenizer: str = "bytes"
+    held_out: Fraction = 0.1
+    column: str = "text"
+    subset: str | None = None
+    shuffle_buffer: Count = 1000
+    test_sequences: Count = 256
+
+
+class Data(Value):
+    """What is trained on.
+
+    Attributes:
+        source: ``digits`` (the 1,797 handwritten digits that scikit-learn carries), a name on the Hugging
+            Face hub, a folder, or ``text:PATH``, a text file or a folder of them. A graph that reads tokens
+            takes what the hub or a folder holds as a stream.
+        train: the split to train on.
+        test: the split to evaluate on.
+        image: the column of images; None: the only one there is.
+        label: the column of labels; None: the only one there is.
+        augment: ``none``; ``crop``: pad by an eighth of the size and crop at random; ``flip_crop``: mirror at
+            random too.
+        text: how text becomes sequences of tokens.
+    """
+
+    source: str = "digits"
+    train: str = "train"
+    test: str = "test"
+    image: str | None = None
+    label: str | None = None
+    augment: Literal["none", "crop", "flip_crop"] = "none"
+    text: Text = Text()
+
+
+class Batches(Protocol):
+    """A dataset as a trainer reads it; the same order and augmentation for every backend."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def epoch(
+        self, number: int, batch_size: int, first: int = 0
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Yield (inputs (B, *shape), labels (B, …)); the last batch may be smaller.
+
+        Training sets shuffle by (seed, number); test sets do not. A stream, which has no end, calls a part of
+        it an epoch: epoch 1 is its beginning, each other one goes on where the last ended. ``first`` batches
+        are left out: a training that goes on has seen them.
+        """
+
+
+def first_examples(data: Batches, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the first examples of a training set, in the order of its first epoch.
+
+    Raises:
+        DataError: there are none.
+    """
+    for inputs, labels in data.epoch(1, count):
+        return inputs, labels
+    raise DataError("data: expected examples for the topology prune_at_init to choose masks by, found none")
+
+
+class MemberBatch(NamedTuple):
+    """What members train on at once.
+
+    Attributes:
+        inputs: (rows, *shape).
+        labels: (rows, …).
+        examples: of the whole batch, whatever share of its rows this is.
+        part: the share of its rows that these are.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+    examples: int
+    part: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of every batch: consecutive rows.
+
+    Attributes:
+        index: of the process, from 0.
+        of: how many processes there are.
+    """
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the share of the last axis.
+
+        Example:
+            >>> [Share(index, 3).rows(np.arange(7)).tolist() for index in range(3)]
+            [[0, 1], [2, 3], [4, 5, 6]]
+        """
+        count = rows.shape[-1]
+        return rows[..., count * self.index // self.of : count * (self.index + 1) // self.of]
+
+
+def member_batches(
+    structure: Structure,
+    data: Batches,
+    number: int,
+    batch_size: int,
+    seed: int,
+    first: int = 0,
+    share: Share = Share(),
+) -> Iterator[MemberBatch]:
+    """Yield an epoch's batches as a structure's members train on them.
+
+    Args:
+        structure: says which rows of a batch each member gets.
+        data: what is trained on.
+        number: of the epoch, from 1.
+        batch_size: examples at a time.
+        seed: keys the choice of rows.
+        first: batches to leave out at the beginning.
+        share: which of each batch's rows are wanted: of each member's, as many. Where there are none, one
+            that does not count stands in.
+    """
+    for call, (inputs, labels) in enumerate(data.epoch(number, batch_size, first), start=first):
+        stream = Random(seed).at(weight=f"epoch {number}", step=call, purpose="member rows")
+        rows = structure.member_rows(len(labels), stream)
+        if rows is None and share.of == 1:
+            yield MemberBatch(inputs, labels, len(labels), 1.0)
+            continue
+        rows = (np.arange(len(labels)) if rows is None else rows).reshape(structure.row_groups, -1)
+        own = share.rows(rows)
+        chosen = (own if own.size else rows[:, :1]).reshape(-1)
+        yield MemberBatch(inputs[chosen], labels[chosen], len(labels), own.size / rows.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Generic[Model]):
+    """A finished training.
+
+    Attributes:
+        model: the trained one, of the backend that trained it.
+        steps: optimiser steps taken.
+        examples: training examples seen.
+        seconds: of training, evaluation between epochs aside.
+        metrics: on the test set, if there was one.
+        skipped: batches that were passed over, because a loss or gradient was not finite.
+    """
+
+    model: Model
+    steps: int
+    examples: int
+    seconds: float
+    metrics: Metrics | None
+    skipped: int = 0

@@ -1,0 +1,94 @@
+"""The command that tells what each of many processes would hold and send: scale."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from nt_lab import console
+from nt_lab.cli.options import JsonOption, PresetOption, SetOption, SpecArgument
+
+
+class Wrapping(StrEnum):
+    """How processes share a model."""
+
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+
+
+class Gathered(StrEnum):
+    """What FSDP2 makes whole at a time."""
+
+    parts = "parts"
+    blocks = "blocks"
+
+
+class Numbers(StrEnum):
+    """What is kept and computed with."""
+
+    float32 = "float32"
+    mixed = "mixed"
+    bfloat16 = "bfloat16"
+
+
+def scale(
+    spec: SpecArgument,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    ranks: Annotated[
+        str, typer.Option(help="Processes, one for each device; several, comma-separated.")
+    ] = "8",
+    wrap: Annotated[Wrapping | None, typer.Option(help="One wrapping; both if left out.")] = None,
+    units: Annotated[
+        Gathered, typer.Option(help="What FSDP2 gathers at a time: backbone and heads, or their blocks.")
+    ] = Gathered.blocks,
+    dtype: Annotated[
+        Numbers | None,
+        typer.Option(help="mixed: float32 weights, bfloat16 arithmetic. By default what the spec trains in."),
+    ] = None,
+    memory: Annotated[float, typer.Option(min=0, help="Of one device, in GB.")] = 80,
+    as_json: JsonOption = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+) -> None:
+    """Show what each of many processes would hold and send to train a spec in PyTorch, by arithmetic."""
+    from nt_core.cost import scale as work_out
+    from nt_core.cost import state_tensors
+    from nt_lab.papers import scale as scale_tables
+    from nt_lab.runs import architectures
+
+    run = architectures.read(spec, overrides or [], preset)
+    ensemble = run.ensemble(architectures.ARCHITECTURES)
+    computed = Numbers.float32 if run.training.precision == "float32" else Numbers.mixed
+    lines = [
+        work_out(
+            ensemble,
+            ranks=count,
+            wrap=each.value,
+            dtype=(dtype or computed).value,
+            states=state_tensors(run.training.optimizer),
+            units=units.value,
+        )
+        for each in ([wrap] if wrap else Wrapping)
+        for count in _counts(ranks)
+    ]
+    if as_json:
+        console.print_json([line.to_dict() for line in lines])
+        return
+    about = scale_tables.about(run.name, ensemble, lines[0], run.training.optimizer.kind)
+    if as_markdown:
+        typer.echo(scale_tables.scale_markdown(lines, memory, about), nl=False)
+        return
+    screen = console.screen()
+    screen.print(about, highlight=False)
+    screen.print(scale_tables.scale_table(lines, memory))
+
+
+def _counts(text: str) -> list[int]:
+    from nt_core.errors import SpecError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SpecError(f"--ranks: expected numbers of processes, 8,64 say, found {text!r}") from None

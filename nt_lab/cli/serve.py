@@ -1,0 +1,134 @@
+"""Commands that serve what was trained: export, predict, bench."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nt_lab import console
+from nt_lab.cli.options import DataOption, JsonOption, RunArgument
+
+EXIT_DISAGREES = 4
+
+ServedArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run's folder, or what nt export --to cpu wrote.")
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Of the machine's, for one batch.")]
+
+
+class Target(StrEnum):
+    """What an ensemble is exported to."""
+
+    cpu = "cpu"
+    onnx = "onnx"
+
+
+def export(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; replaced if it is there.")],
+    to: Annotated[
+        Target, typer.Option(help="cpu: packed for nt_cpu, really sparse. onnx: dense, for other runtimes.")
+    ] = Target.cpu,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Examples that a packed file is given at a time, as a rule.")
+    ] = 16,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trained ensemble into one file, to serve it elsewhere."""
+    from nt_lab.serving import exports
+
+    found = exports.to_cpu(run, file, batch=batch) if to == Target.cpu else exports.to_onnx(run, file)
+    if as_json:
+        console.print_json(found.to_dict())
+        return
+    console.screen().print(found.sentence(), highlight=False, soft_wrap=True)
+
+
+def predict(
+    served: ServedArgument,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every prediction as CSV, with all probabilities."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples, evenly spaced.")] = None,
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict a dataset's test split with the sparse engine."""
+    console.quiet_libraries()
+    from nt_core.errors import DataError
+    from nt_lab import tables
+    from nt_lab.data.load import limited
+    from nt_lab.serving import serve as serving
+
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"--out {out}: expected a file in a folder that exists; make {out.parent} first")
+    engine = serving.open_engine(served, threads=threads)
+    found = serving.predict(engine, limited(serving.data_of(engine, served, data), limit))
+    if out is not None:
+        found.write_csv(out)
+    metrics = found.metrics.to_dict() | {"disagreement_matrix": found.metrics.disagreement_matrix.tolist()}
+    if as_json:
+        console.print_json({"metrics": metrics, "predictions": list(found.rows())})
+        return
+    from nt_lab.serving.tables import predictions_table
+
+    screen = console.screen()
+    screen.print(predictions_table(found), "", tables.metrics_table(metrics))
+    if out is not None:
+        screen.print(f"predictions: {out}", highlight=False, soft_wrap=True)
+
+
+def bench(
+    served: ServedArgument,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Of a packed file: the run, whose dense weights are compared."),
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Examples of one call, comma-separated.")] = "1,16,64",
+    threads: ThreadsOption = 1,
+    runtimes: Annotated[
+        str | None,
+        typer.Option(help="Some of torch,torch.compile,onnxruntime,openvino; all installed if left out."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="For each batch size, about.")] = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the sparse engine and the dense runtimes that are installed, in turn and in one process."""
+    console.quiet_libraries()
+    from nt_core.errors import DataError
+    from nt_lab.serving import serve as serving
+    from nt_lab.serving.tables import bench_notes, bench_table
+
+    try:
+        sizes = [int(part) for part in batches.split(",")]
+    except ValueError:
+        raise DataError(f"--batches: expected numbers like 1,16,64, found {batches!r}") from None
+    screen = console.screen(stderr=True)
+
+    def say(line: str) -> None:
+        if not as_json:
+            screen.print(line, markup=False, highlight=False)
+
+    found = serving.bench(
+        served,
+        run=run,
+        batches=sizes,
+        threads=threads,
+        runtimes=runtimes.split(",") if runtimes else (),
+        seconds=seconds,
+        report=say,
+    )
+    if as_json:
+        console.print_json([line.to_dict() for line in found])
+    else:
+        shown = console.screen()
+        shown.print(bench_table(found))
+        for note in bench_notes(found, threads):
+            shown.print(note, highlight=False)
+    if not all(line.agrees for line in found):
+        raise typer.Exit(EXIT_DISAGREES)

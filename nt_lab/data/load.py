@@ -1,0 +1,310 @@
+"""Data as a trainer reads it: shuffled, augmented, normalised batches, the same for every backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nt_core.errors import CheckpointError, DataError
+from nt_core.graph import BlockGraph, Features, Tokens
+from nt_core.random import Random
+from nt_core.training import Batches, Data
+from nt_core.values import Shape, Value
+from nt_lab.data.augment import Augmentation
+from nt_lab.data.decode import Reader, Rows, chunks, in_memory, read_labels, reader
+from nt_lab.data.language import load_test_text, load_text
+from nt_lab.data.order import epoch_order
+from nt_lab.data.sources import Splits, image_column, label_column, open_source, take
+from nt_lab.data.text import PREFIX
+
+IN_MEMORY_BYTES: Final = 2 << 30
+"""Up to this size a split is decoded once; a larger one is decoded anew batch by batch."""
+
+SAMPLE: Final = 10_000
+"""Examples, evenly spaced, from which a split that is not kept in memory is normalised."""
+
+
+class Normalisation(Value):
+    """What inputs are shifted and scaled by, for each channel (or each feature of vectors).
+
+    Attributes:
+        mean: subtracted; in the units of the data, 0 to 255 for images.
+        std: divided by.
+
+    Example:
+        >>> Normalisation(mean=(128,), std=(64,)).apply(np.array([[64], [192]], np.uint8))
+        array([[-1.],
+               [ 1.]], dtype=float32)
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return (inputs − mean) / std as float32. (B, C, …) → (B, C, …)."""
+        spread = (-1,) + (1,) * (inputs.ndim - 2)
+        scaled = inputs.astype(np.float32)
+        scaled -= np.array(self.mean, np.float32).reshape(spread)
+        scaled *= (1 / np.array(self.std)).astype(np.float32).reshape(spread)
+        return scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """One split; a :class:`nt_core.training.Batches`.
+
+    Attributes:
+        read: rows (B,) → their raw inputs, (B, C, H, W) uint8 or (B, features) float32.
+        labels: (N,) int64.
+        shape: what the network expects of one example.
+        normalisation: applied to every batch.
+        shuffle_seed: keys the order of each epoch; None: in order, as tests are.
+        augmentation: None: none.
+    """
+
+    read: Reader
+    labels: NDArray[np.int64]
+    shape: Shape
+    normalisation: Normalisation
+    shuffle_seed: int | None = None
+    augmentation: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(
+        self, number: int, batch_size: int, first: int = 0
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Yield (inputs (B, *shape) float32, labels (B,) int64); the last batch may be smaller."""
+        order = epoch_order(len(self), self.shuffle_seed, number)
+        for start in range(first * batch_size, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            inputs = self.read(rows)
+            if self.augmentation is not None:
+                inputs = self.augmentation(inputs, rows, epoch=number)
+            yield self.normalisation.apply(inputs).reshape(len(rows), *self.shape), self.labels[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The data of one run.
+
+    Attributes:
+        train: shuffled and augmented.
+        test: in order, as it is.
+        normalisation: measured on the training examples, or given; None: text, which has none.
+        held_out: examples of the training split that are not trained on, in order, as they are; None: none.
+    """
+
+    train: Batches
+    test: Batches
+    normalisation: Normalisation | None
+    held_out: Batches | None = None
+
+
+def load(
+    data: Data,
+    graph: BlockGraph,
+    seed: int,
+    normalisation: Normalisation | None = None,
+    *,
+    stream_epoch: int | None = None,
+    held_out: float | None = None,
+) -> Split:
+    """Load what a run trains on and is tested on.
+
+    Args:
+        data: which source, splits, columns and augmentation.
+        graph: what the examples must fit.
+        seed: keys order and augmentation.
+        normalisation: None: measured on the training split, without augmentation.
+        stream_epoch: sequences of a stream that are called an epoch; None: streams are refused.
+        held_out: share of the training examples to hold out, for a fitted aggregation; None: none.
+
+    Raises:
+        DataError: the source cannot be read or does not fit the graph; the message says what would.
+
+    Example:
+        >>> import nt_models
+        >>> graph = nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=1)
+        >>> split = load(Data(source="digits"), graph, seed=0)
+        >>> inputs, labels = next(split.train.epoch(0, batch_size=32))
+        >>> inputs.shape, labels.shape, len(split.train), len(split.test)
+        ((32, 1, 8, 8), (32,), 1437, 360)
+    """
+    if isinstance(graph.input, Tokens):
+        if held_out is not None:
+            raise DataError(
+                "aggregation: fitted is for images and vectors, but the graph reads tokens; use mean_prob"
+            )
+        text, tests = load_text(data, graph, seed, stream_epoch)
+        return Split(train=text, test=tests, normalisation=None)
+    splits = _open_examples(data)
+    train = _examples(splits, data, graph, "train", normalisation)
+    test = _examples(splits, data, graph, "test", train.normalisation)
+    augmentation = _augmentation(data, seed, train)
+    kept, rest = (train, None) if held_out is None else hold_out(train, held_out, seed)
+    return Split(
+        train=replace(kept, shuffle_seed=seed, augmentation=augmentation),
+        test=test,
+        normalisation=train.normalisation,
+        held_out=rest,
+    )
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """Divide examples at random into those that are trained on and those that are held out.
+
+    Which ones depends on the seed and their number alone.
+
+    Args:
+        examples: a training split.
+        share: of them that is held out, above 0 and below 1.
+        seed: of the run.
+
+    Raises:
+        DataError: one of the two would be empty.
+
+    Example:
+        >>> pixels = np.zeros((10, 1, 1, 1), np.uint8)
+        >>> ten = Examples(read=lambda rows: pixels[rows], labels=np.arange(10), shape=(1, 1, 1),
+        ...                normalisation=Normalisation(mean=(0,), std=(1,)))
+        >>> [len(part) for part in hold_out(ten, 0.2, seed=0)]
+        [8, 2]
+    """
+    count = len(examples)
+    most = round(share * count)
+    if not 0 < most < count:
+        raise DataError(
+            f"aggregation.held_out: {share:g} of {count} training examples is {most}; expected at least one, "
+            "and one to train on"
+        )
+    stream = Random(seed).at(weight="data", step=0, purpose="hold out")
+    order = np.argsort(stream.uniform(slice(0, count)), kind="stable")
+    return _part(examples, np.sort(order[most:])), _part(examples, np.sort(order[:most]))
+
+
+def limited(examples: Batches, most: int | None) -> Batches:
+    """Return at most so many examples, evenly spaced; None: all.
+
+    Raises:
+        DataError: they are text.
+    """
+    if most is None or most >= len(examples):
+        return examples
+    if not isinstance(examples, Examples):
+        raise DataError("--limit: expected images or vectors, found text; leave --limit out")
+    return _part(examples, _spaced(len(examples), most))
+
+
+def _part(examples: Examples, rows: Rows) -> Examples:
+    return replace(examples, read=lambda chosen: examples.read(rows[chosen]), labels=examples.labels[rows])
+
+
+def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None) -> Batches:
+    """Load only what a trained ensemble is tested on.
+
+    Args:
+        data: which source, split and columns.
+        graph: what the examples must fit.
+        normalisation: of the run that trained the ensemble.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    if isinstance(graph.input, Tokens):
+        return load_test_text(data, graph)
+    return _examples(_open_examples(data), data, graph, "test", normalisation)
+
+
+def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:
+    """Return what a run was trained and tested on, and how inputs are normalised; None: they are tokens.
+
+    Args:
+        record: a run's.
+        where: it came from, for errors.
+
+    Raises:
+        CheckpointError: it does not say.
+    """
+    try:
+        measured = record["data"]["normalisation"]
+        normalisation = None if measured is None else Normalisation(**measured)
+        return Data(**record["run"]["data"]), normalisation
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{where}: its record does not say what it was trained on and how inputs are normalised "
+            f"({error}); expected what nt train wrote"
+        ) from None
+
+
+def _open_examples(data: Data) -> Splits:
+    if data.source.startswith(PREFIX):
+        raise DataError(
+            f"data.source: {data.source!r} is text, but the graph does not read tokens; train llama_tiny, say"
+        )
+    return open_source(data.source)
+
+
+def _examples(
+    splits: Splits, data: Data, graph: BlockGraph, which: str, normalisation: Normalisation | None
+) -> Examples:
+    name = data.train if which == "train" else data.test
+    where = f"data {data.source!r}, split {name!r}"
+    dataset = take(splits, name, f"data.{which}")
+    labels = read_labels(dataset, label_column(dataset, data.label, where), graph, where)
+    vectors = isinstance(graph.input, Features)
+    read = reader(dataset, image_column(dataset, data.image, where, vectors=vectors), graph, where)
+    example = read(np.zeros(1, np.int64))
+    kept = len(dataset) * example.nbytes <= IN_MEMORY_BYTES
+    if kept:
+        read = in_memory(read, len(dataset))
+    if normalisation is None:
+        normalisation = measure(read, _spaced(len(dataset), len(dataset) if kept else SAMPLE))
+    if len(normalisation.mean) != example.shape[1]:
+        raise DataError(
+            f"{where}: the run was normalised for {len(normalisation.mean)} channels, found "
+            f"{example.shape[1]}; evaluate on data of the kind it was trained on"
+        )
+    return Examples(read=read, labels=labels, shape=graph.input.shape, normalisation=normalisation)
+
+
+def measure(read: Reader, rows: Rows) -> Normalisation:
+    """Measure mean and standard deviation of each channel over some rows; exact for images.
+
+    Example:
+        >>> pixels = np.array([[10], [20]], np.uint8).reshape(2, 1, 1, 1)
+        >>> measure(lambda rows: pixels[rows], np.array([0, 1]))
+        Normalisation(mean=(15.0,), std=(5.0,))
+    """
+    example = read(rows[:1])
+    count = len(rows) * math.prod(example.shape[2:])
+    total, squares = np.zeros((2, example.shape[1]))
+    for part in chunks(rows, example.size):
+        values = read(part).astype(np.float64).swapaxes(0, 1).reshape(example.shape[1], -1)
+        total += values.sum(axis=1)
+        squares += np.einsum("ij,ij->i", values, values)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return Normalisation(mean=tuple(mean.tolist()), std=tuple(np.where(std > 0, std, 1.0).tolist()))
+
+
+def _spaced(count: int, most: int) -> Rows:
+    """Return at most so many rows, evenly spaced."""
+    return np.arange(min(count, most)) * count // min(count, most)
+
+
+def _augmentation(data: Data, seed: int, train: Examples) -> Augmentation | None:
+    if data.augment == "none":
+        return None
+    if train.read(np.zeros(1, np.int64)).ndim != 4:
+        raise DataError(
+            f"data.augment: {data.augment!r} is for images, but {data.source!r} holds vectors; "
+            "--set data.augment=none"
+        )
+    return Augmentation(seed=seed, flip=data.augment == "flip_crop", crop=True)

@@ -1,0 +1,188 @@
+"""What an interrupted run left in its folder: finished members, and states that its training goes on from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nt_core.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
+from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.training import ExploreRefine
+from nt_core.spec import RunSpec, read_spec
+from nt_core.spec import EnsembleSpec
+from nt_core.states import State
+from nt_core.states import States
+from nt_core.structure import Independent
+from nt_lab.runs.backends import Backend
+from nt_lab.runs.processes import rank
+from nt_lab.runs.folder import MEMBERS, SPEC, STATES, UNFINISHED, RunFolder, plain
+from nt_models import ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class MemberFolders(MutableMapping[int, Checkpoint]):
+    """Members by number, in folders; what :func:`nt_core.checkpoint.train_members` writes into.
+
+    Attributes:
+        path: of the folder that holds them.
+        origin: what made them, recorded with each: the run's spec, the backend and its engine.
+    """
+
+    path: Path
+    origin: dict[str, Any]
+
+    def keep_own(self) -> None:
+        """Delete the members of other runs."""
+        for folder in self.path.glob("head*"):
+            if not self._is_ours(folder):
+                shutil.rmtree(folder)
+
+    def _is_ours(self, folder: Path) -> bool:
+        try:
+            record = read_config(folder)["record"]
+            load_checkpoint(folder)
+        except CheckpointError:
+            return False
+        return {key: record.get(key) for key in self.origin} == self.origin
+
+    def __getitem__(self, number: int) -> Checkpoint:
+        if number not in set(self):
+            raise KeyError(number)
+        return load_checkpoint(self._folder(number))
+
+    def __setitem__(self, number: int, member: Checkpoint) -> None:
+        save_checkpoint(self._folder(number), replace(member, record={**member.record, **self.origin}))
+
+    def __delitem__(self, number: int) -> None:
+        shutil.rmtree(self._folder(number))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(int(path.parent.name[4:]) for path in self.path.glob("head*/config.json")))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def _folder(self, number: int) -> Path:
+        return self.path / f"head{number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far an interrupted run came.
+
+    Attributes:
+        members: those that are finished, and those that will be.
+        states: from the last of which its training goes on.
+    """
+
+    members: MemberFolders
+    states: States
+
+    @classmethod
+    def of(
+        cls,
+        unfinished: RunFolder,
+        run: RunSpec,
+        spec: EnsembleSpec,
+        backend: Backend,
+        *,
+        every: int | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+        execution: Mapping[str, Any] | None = None,
+    ) -> Progress:
+        """Take up what an interrupted run left, if it was of the same spec, seed and backend.
+
+        What another run left is deleted, and so is the history of what will be trained again.
+
+        Args:
+            unfinished: the folder in which it lies.
+            run: what is to be trained.
+            spec: the same, as an ensemble.
+            backend: what trains it.
+            every: steps from one state to the next; None: five minutes.
+            stopping: is asked after each step whether to save a state and to end.
+            execution: how it is computed, if that was asked for; another way gives other last digits.
+        """
+        found = {"run": run.to_dict(), "backend": backend.name, "engine": backend.engine}
+        found |= {} if execution is None else {"execution": dict(execution)}
+        origin = dict(plain(found))
+        members = MemberFolders(unfinished.path / MEMBERS, origin)
+        members.keep_own()
+        states = States(
+            unfinished.path / STATES,
+            every=every,
+            beside=lambda: {"origin": origin, "history": unfinished.history_bytes()},
+            stopping=stopping,
+        )
+        state = _state(states, spec, members)
+        if state is None or state.beside["origin"] != origin:
+            if isinstance(spec.plan, ExploreRefine):  # whose members are made of one network
+                members.clear()
+            finished = set(members)
+            unfinished.forget(lambda event: "trained" in event and finished.issuperset(event["trained"]))
+        else:
+            unfinished.cut_history(state.beside["history"])
+        return cls(members=members, states=states)
+
+
+def begun(
+    folder: Path, backend: str | None, engine: str | None, execution: Mapping[str, Any] | None = None
+) -> tuple[RunSpec, str | None, str | None, Mapping[str, Any] | None]:
+    """Return what was begun in a run's folder and did not come to its end.
+
+    Its spec, its backend and engine, and how it was computed, if that was asked for.
+
+    Args:
+        folder: of the run.
+        backend: to go on with; None: the one that it was begun with.
+        engine: the same.
+        execution: the same.
+
+    Raises:
+        NeuroTrailsError: nothing was begun there, or it is complete.
+    """
+    if rank() == 0:
+        RunFolder(folder).finish()
+    unfinished, complete = RunFolder(folder / UNFINISHED), RunFolder(folder).is_complete
+    if not (unfinished.path / SPEC).is_file():
+        raise NeuroTrailsError(
+            f"{folder}: "
+            + (
+                "the run is complete; there is nothing to go on with"
+                if complete
+                else "expected a run that was interrupted, found none; give the folder that nt train wrote to"
+            )
+        )
+    origin = _origin(unfinished)
+    # In it a user's own graph stands whole: nothing in a folder of runs is run.
+    run = read_spec(unfinished.path / SPEC, ARCHITECTURES)
+    return (
+        run,
+        backend or origin.get("backend"),
+        engine or origin.get("engine"),
+        execution or origin.get("execution"),
+    )
+
+
+def _origin(unfinished: RunFolder) -> Mapping[str, Any]:
+    """Return what an interrupted run's states or members say they were made by; nothing if there are none."""
+    for folder in (unfinished.path / STATES).glob("*"):
+        state = States(folder).latest()
+        if state is not None:
+            origin = state.beside.get("origin")
+            return origin if isinstance(origin, dict) else {}
+    for folder in (unfinished.path / MEMBERS).glob("head*"):
+        return dict(read_config(folder)["record"])
+    return {}
+
+
+def _state(states: States, spec: EnsembleSpec, members: MemberFolders) -> State | None:
+    """Return the last state of the first turn whose members are not all there; None: it has not begun."""
+    for turn in spec.turns:
+        numbers = turn.structure.numbers if isinstance(turn.structure, Independent) else ()
+        if spec.turns == (spec,) or not set(members).issuperset(numbers):
+            return states.of(turn).latest()
+    return None

@@ -1,0 +1,50 @@
+"""The processes that ``torchrun`` or ``accelerate launch`` started: which this is, and what they can do."""
+
+from __future__ import annotations
+
+import os
+
+from nt_core.errors import NeuroTrailsError
+from nt_lab.runs.backends import Backend
+
+
+def rank() -> int:
+    """Return this process's number among those that ``torchrun`` or ``accelerate launch`` started.
+
+    Example:
+        >>> rank()
+        0
+    """
+    return int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
+
+
+def restart_problem() -> str | None:
+    """Return why a restart by ``torchrun`` may hang; None: nothing is known that would let it.
+
+    PyTorch 2.4 and later share one store between restarts, where processes may find addresses of those that
+    died (pytorch issue 135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if rank() or not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    return (
+        "torchrun: processes that it starts again may wait for ever for those that died (pytorch issue "
+        "135712); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
+    )
+
+
+def expect_processes(backend: Backend, shard: bool) -> Backend:
+    """Return a backend, if it can train in as many processes as there are.
+
+    Raises:
+        NeuroTrailsError: it trains in one, and each would train by itself; or it does not shard.
+    """
+    if shard and backend.name != "torch":
+        raise NeuroTrailsError(f"backend {backend.name}: it does not shard; leave --shard out, or use torch")
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if count > 1 and backend.name == "keras":
+        raise NeuroTrailsError(
+            f"backend keras: expected one process, found {count}; start nt without torchrun (TensorFlow uses "
+            "several devices by tf.distribute, in a script), or choose --backend torch"
+        )
+    return backend

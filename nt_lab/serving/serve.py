@@ -1,0 +1,292 @@
+"""Serve what was trained on a CPU: predict, and measure how long that takes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+import nt_cpu
+from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.cost import Cost, cost
+from nt_core.errors import DataError
+from nt_core.graph import Tokens
+from nt_core.metrics import Metrics, evaluation_batch_size
+from nt_core.spec import EnsembleSpec
+from nt_core.topology import initial_masks, initial_values
+from nt_core.training import Batches
+from nt_cpu.native import peak_flops
+from nt_cpu.packed import is_packed
+from nt_lab.data.load import load_test, trained_on
+from nt_lab.serving.latency import Latency, interleaved
+from nt_lab.serving.runtimes import RUNTIMES, Dense
+
+SPARSE: Final = "nt_cpu"
+"""What the sparse engine is called among runtimes."""
+
+AGREEMENT: Final = 1e-4
+"""How far probabilities of two runtimes may lie apart."""
+
+
+def open_engine(served: Path, *, batch: int = 64, threads: int = 1) -> nt_cpu.Engine:
+    """Load a packed file, or compile a run's folder.
+
+    Raises:
+        CheckpointError: neither is there, or it is damaged.
+    """
+    if is_packed(served):
+        return nt_cpu.load(served, threads=threads)
+    return nt_cpu.compile(served, batch=batch, threads=threads)
+
+
+def data_of(engine: nt_cpu.Engine, served: Path, source: str | None) -> Batches:
+    """Load examples as the run that trained the ensemble was tested on.
+
+    Args:
+        engine: of a run.
+        served: where it came from, for errors.
+        source: other data than the run's own; None: that.
+
+    Raises:
+        CheckpointError: it was not trained by ``nt train``, which says how inputs are normalised.
+        DataError: the data does not fit.
+    """
+    data, normalisation = trained_on(engine.record, str(served))
+    settings = data if source is None else data.replace(source=source)
+    return load_test(settings, engine.spec.graph, normalisation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What an ensemble predicts for examples in order.
+
+    Attributes:
+        probabilities: (N, classes), of the ensemble.
+        members: (M, N), the class that each member finds most likely.
+        labels: (N,), what is true.
+        metrics: of the ensemble.
+    """
+
+    probabilities: NDArray[np.float32]
+    members: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    metrics: Metrics
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one line for each example."""
+        best = self.probabilities.argmax(axis=-1)
+        agree = (self.members == best).mean(axis=0)
+        for number, (label, found) in enumerate(zip(self.labels.tolist(), best.tolist(), strict=True)):
+            yield {
+                "example": number,
+                "label": label,
+                "prediction": found,
+                "probability": float(self.probabilities[number, found]),
+                "members_agreeing": float(agree[number]),
+            }
+
+    def write_csv(self, file: Path) -> None:
+        """Write every line, and the probability of each class.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        classes = range(self.probabilities.shape[-1])
+        try:
+            with file.open("w", newline="", encoding="utf-8") as out:
+                writer = csv.writer(out)
+                for number, row in enumerate(self.rows()):
+                    if not number:
+                        writer.writerow([*row, *(f"p{c}" for c in classes)])
+                    writer.writerow([*row.values(), *self.probabilities[number].tolist()])
+        except OSError as error:
+            raise DataError(
+                f"{file}: cannot be written ({error.strerror}); choose another with --out"
+            ) from None
+
+
+def predict(engine: nt_cpu.Engine, data: Batches) -> Predictions:
+    """Predict labelled examples.
+
+    Raises:
+        DataError: the network reads text, of which every token is an example.
+    """
+    if isinstance(engine.spec.graph.input, Tokens):
+        raise DataError(
+            "nt predict: expected a classifier of images or vectors, found a language model; use nt evaluate"
+        )
+    size = evaluation_batch_size(engine.spec.members, engine.spec.graph.output_shape)
+    probabilities, members, labels, metrics = [], [], [], []
+    for inputs, truth in data.epoch(0, size):
+        logits = engine.heads(inputs)
+        metrics.append(Metrics.of(logits, truth, engine.aggregation))
+        probabilities.append(engine.probabilities(logits))
+        members.append(logits.argmax(axis=-1))
+        labels.append(truth)
+    return Predictions(
+        probabilities=np.concatenate(probabilities),
+        members=np.concatenate(members, axis=1),
+        labels=np.concatenate(labels),
+        metrics=Metrics.sum(metrics),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One runtime at one batch size.
+
+    Attributes:
+        runtime: a name of :data:`nt_lab.serving.runtimes.RUNTIMES`, or :data:`SPARSE`.
+        latency: what it took.
+        flops: what it executes for one example.
+        peak: what the machine does at most, FLOP/s; None: not known.
+        differs: the largest difference of a probability from the sparse engine's; None: not compared.
+        times_slower: than the sparse engine.
+    """
+
+    runtime: str
+    latency: Latency
+    flops: int
+    peak: float | None
+    differs: float | None
+    times_slower: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it predicts what the sparse engine predicts."""
+        return self.differs is None or self.differs <= AGREEMENT
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """FLOPs executed over those that the machine could have."""
+        return None if self.peak is None else self.flops * self.latency.throughput / self.peak
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON can hold them."""
+        names = ("runtime", "flops", "share_of_peak", "differs", "agrees", "times_slower")
+        return {name: getattr(self, name) for name in names} | self.latency.to_dict()
+
+
+def bench(
+    served: Path,
+    *,
+    run: Path | None = None,
+    batches: Sequence[int] = (1, 16, 64),
+    threads: int = 1,
+    runtimes: Sequence[str] = (),
+    seconds: float = 10.0,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Measured]:
+    """Measure the sparse engine and dense runtimes of the same ensemble, in turn and in one process.
+
+    Args:
+        served: a run's folder, or a packed file.
+        run: the run that was packed. A packed file does not hold dense weights: without it the runtimes get
+            an ensemble of the same spec with other values, and predictions are not compared.
+        batches: examples of one call.
+        threads: of each runtime.
+        runtimes: names of :data:`nt_lab.serving.runtimes.RUNTIMES`; none: all that are installed.
+        seconds: for each batch size, about.
+        report: gets a line when something begins that takes time.
+
+    Raises:
+        CheckpointError: as :func:`open_engine`.
+        DataError: a runtime is unknown or not installed, the run is of another spec, or a batch is empty.
+    """
+    chosen = choose_runtimes(runtimes)
+    for batch in batches:
+        if batch < 1:
+            raise DataError(f"batches: expected at least 1 example, found {batch}")
+    packed = nt_cpu.load(served, threads=threads) if is_packed(served) else None
+    source = served if packed is None else run
+    saved = None if source is None else load_checkpoint(source)
+    if packed is not None and saved is not None and saved.spec != packed.spec:
+        raise DataError(f"{source}: its spec is not that of {served}; expected the run that was packed")
+    dense = saved or untrained((packed or open_engine(served)).spec)
+    counts = None if saved is None else {name: mask.count for name, mask in saved.masks.items()}
+    figures = cost(dense.spec, counts)
+    found: list[Measured] = []
+    with Dense(dense) as network:
+        calls = {}
+        for name in chosen:
+            report(f"{name}: starting")
+            calls[name] = RUNTIMES[name].start(network, threads)
+        for batch in batches:
+            report(f"batch {batch}: measuring")
+            own = packed or nt_cpu.compile(dense, batch=batch, threads=threads)
+            found += _measure(own, calls, figures, batch, seconds, compared=saved is not None)
+    return found
+
+
+def choose_runtimes(names: Sequence[str]) -> list[str]:
+    """Return the dense runtimes to measure.
+
+    Raises:
+        DataError: one is unknown or not installed.
+
+    Example:
+        >>> choose_runtimes(["torch"]), choose_runtimes(["torch", "onnxruntime"])
+        (['torch'], ['torch', 'onnxruntime'])
+    """
+    for name in names:
+        if name not in RUNTIMES:
+            raise DataError(f"runtime {name!r}: expected some of {', '.join(RUNTIMES)}")
+        if not RUNTIMES[name].present:
+            missing = " ".join(RUNTIMES[name].packages)
+            raise DataError(f"runtime {name!r}: not installed; pip install {missing}")
+    return list(names) or [name for name, runtime in RUNTIMES.items() if runtime.present]
+
+
+def untrained(spec: EnsembleSpec, seed: int = 0) -> Checkpoint:
+    """Return an ensemble as it is before training: for measuring, any values will do."""
+    masks = dict(initial_masks(spec.topology, spec.layout, seed))
+    values = {
+        name: np.where(masks[name].dense(), value, 0) if name in masks else value
+        for name, value in initial_values(spec.layout, seed)
+    }
+    return Checkpoint(spec=spec, values=values, masks=masks)
+
+
+def examples(spec: EnsembleSpec, count: int, seed: int = 0) -> NDArray[Any]:
+    """Return random inputs (count, …)."""
+    rng = np.random.default_rng(seed)
+    shape = (count, *spec.layout.input_shape)
+    if isinstance(spec.graph.input, Tokens):
+        return rng.integers(spec.graph.input.vocabulary, size=shape)
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _measure(
+    engine: nt_cpu.Engine,
+    calls: Mapping[str, Callable[[NDArray[Any]], NDArray[np.float32]]],
+    figures: Cost,
+    batch: int,
+    seconds: float,
+    *,
+    compared: bool,
+) -> Iterator[Measured]:
+    inputs = examples(engine.spec, batch)
+    truth = engine.probabilities(engine.heads(inputs))
+    contenders = {SPARSE: engine.heads, **calls}
+    latencies = interleaved(
+        {name: lambda call=call: call(inputs) for name, call in contenders.items()},  # type: ignore[misc]
+        batch=batch,
+        seconds=seconds,
+    )
+    peak = peak_flops(engine.threads)
+    for name, latency in latencies.items():
+        sparse = name == SPARSE
+        differs = np.abs(engine.probabilities(contenders[name](inputs)) - truth).max()
+        yield Measured(
+            runtime=name,
+            latency=latency,
+            flops=(figures.flops_inference if sparse else figures.flops_dense) + figures.flops_products,
+            peak=peak,
+            differs=float(differs) if compared and not sparse else None,
+            times_slower=latencies[SPARSE].times_faster(latency),
+        )

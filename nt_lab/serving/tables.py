@@ -1,0 +1,76 @@
+"""Tables of predictions and of how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from typing import Final
+
+from rich.table import Table
+
+from nt_lab.serving.runtimes import RUNTIMES
+from nt_lab.serving.serve import AGREEMENT, SPARSE, Measured, Predictions
+from nt_lab.tables import narrow_table, si
+
+SHOWN: Final = 5
+"""Predictions that are shown; all of them go into a file."""
+
+
+def predictions_table(found: Predictions) -> Table:
+    """Return the first predictions."""
+    rows = list(islice(found.rows(), SHOWN))
+    rest = len(found.labels) - len(rows)
+    table = narrow_table(caption=f"and {rest:,} more; --out FILE writes them all" if rest else None)
+    for name in ("example", "label", "prediction", "probability", "members agreeing"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["example"]),
+            str(row["label"]),
+            str(row["prediction"]),
+            f"{row['probability']:.4f}",
+            f"{row['members_agreeing']:.0%}",
+        )
+    return table
+
+
+def bench_table(found: Sequence[Measured]) -> Table:
+    """Return how long each runtime takes at each batch size."""
+    table = narrow_table()
+    table.add_column("runtime", no_wrap=True)
+    for name in ("mean ms", "median", "p95", "examples/s", "FLOPs", "of peak", "× nt_cpu", "agrees"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for batch, lines in groupby(found, key=lambda line: line.latency.batch):
+        table.add_row(f"[bold]batch {batch}")
+        for line in lines:
+            table.add_row(*_cells(line))
+        table.add_section()
+    return table
+
+
+def _cells(line: Measured) -> Iterator[str]:
+    yield f"  {line.runtime}"
+    yield from (f"{getattr(line.latency, name) * 1e3:.3g}" for name in ("mean", "median", "p95"))
+    yield f"{line.latency.throughput:,.4g}"
+    yield si(line.flops)
+    yield "" if line.share_of_peak is None else f"{line.share_of_peak:.0%}"
+    yield f"{line.times_slower:.2f}"
+    yield "" if line.differs is None else ("yes" if line.agrees else f"[red]no: {line.differs:.1e}")
+
+
+def bench_notes(found: Sequence[Measured], threads: int) -> Iterator[str]:
+    """Yield what the table does not say."""
+    peak = found[0].peak
+    measured = "" if peak is None else f", which does {si(peak)}FLOP/s in registers"
+    yield f"{threads} thread{'s' * (threads > 1)} of this machine{measured}; FLOPs of one example"
+    used = dict.fromkeys(line.runtime for line in found if line.runtime != SPARSE)
+    if used:
+        versions = ", ".join(f"{RUNTIMES[name].packages[0]} {RUNTIMES[name].version}" for name in used)
+        yield f"dense runtimes: {', '.join(dict.fromkeys(versions.split(', ')))}"
+    missing = [name for name in RUNTIMES if name not in used and not RUNTIMES[name].present]
+    if missing:
+        yield f"not installed: {', '.join(missing)}"
+    if used and all(line.differs is None for line in found):
+        yield "not compared: a packed file has no dense weights; give its run with --run"
+    elif used:
+        yield f"agrees: no probability differs by more than {AGREEMENT:g} from nt_cpu's"

@@ -1,0 +1,252 @@
+"""Train: what joins a spec, data, a backend and a run folder."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import nt_core
+from nt_core.checkpoint import Checkpoint
+from nt_core.cost import cost
+from nt_core.metrics import Metrics
+from nt_core.spec import EnsembleSpec, FittedAverage, RunSpec
+from nt_core.states import States
+from nt_core.training import Report, Trained
+from nt_lab.data.load import Split, load
+from nt_lab.data.stream import Stream
+from nt_lab.evaluation.evaluate import Evaluator
+from nt_lab.runs.architectures import ARCHITECTURES
+from nt_lab.runs.backends import Backend, choose
+from nt_lab.runs.folder import RunFolder, plain, row
+from nt_lab.runs.interrupted import Progress
+from nt_lab.runs.processes import expect_processes, rank
+
+STREAM_EPOCHS: Final = 10
+"""How many times a model is tested while it is trained on a stream, which has no epochs of its own."""
+
+KEPT_EVENTS: Final = ("update", "epoch", "skipped", "member", "heads")
+VERSIONS: Final = ("numpy", "datasets")
+"""Packages whose versions are recorded with every run, beside those of its backend."""
+
+
+def train(
+    run: RunSpec,
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    trackers: Sequence[str] = (),
+    overwrite: bool = False,
+    report: Report = lambda _: None,
+    backend: Callable[[], Backend] | None = None,
+    save_every: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    shard: bool = False,
+    execution: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train what a spec file declares and write the run's folder.
+
+    What an interrupted run of the same spec left in the folder is gone on from, to the same end, bit for bit,
+    as if it had not been interrupted; of one that was complete, but for moving its files, the record is
+    returned.
+
+    Args:
+        run: the spec, as it shall be recorded.
+        folder: where the run is written.
+        device: for the backend; None: what it finds.
+        trackers: ``"tensorboard"`` say.
+        overwrite: whether an earlier run in the folder may be replaced.
+        report: receives the backend's records as they come.
+        backend: makes the backend, once everything else is known to be right; None: what
+            :func:`nt_lab.runs.backends.choose` finds.
+        save_every: optimiser steps from one saved state to the next; None: five minutes.
+        stopping: is asked after each step whether to save the state and to end.
+        shard: divide the weights among the processes that ``torchrun`` started, instead of the batches alone.
+        execution: how it is computed, for a backend that has a choice: ``nt_torch.Execution``'s fields.
+
+    Returns:
+        The record that stands beside the checkpoint; ``nt_lab.runs.folder.row`` makes a table row of it.
+        Of several processes that ``torchrun`` started, the first writes the run; the others return nothing.
+
+    Raises:
+        NeuroTrailsError: the spec, the data or the folder will not do. Nothing is lost: an earlier run stays
+            until the new one is complete.
+        Stopped: ``stopping`` said so; the same call goes on from there.
+    """
+    spec = run.ensemble(ARCHITECTURES)
+    spec.plan.total_steps(1, limit=spec.longest)  # an open-ended plan is an error before any data is loaded
+    make_backend = backend or choose()  # a missing framework is one too
+    target = RunFolder(Path(folder))
+    if rank() > 0:  # train together with the first process, which writes the run
+        if target.is_complete and not overwrite:
+            return {}
+        split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
+        states = States(folder, every=save_every, stopping=stopping)
+        chosen.train(
+            spec, run.training, split.train, test=split.test, device=device, states=states, **options
+        )
+        return {}
+    if target.finish() and not overwrite and (record := target.record())["run"] == plain(run.to_dict()):
+        report({"event": "finished"})
+        return record
+    with target.replacing(overwrite=overwrite) as unfinished:
+        split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
+        start: dict[str, Any] = {}
+
+        def note(event: Mapping[str, Any]) -> None:
+            if event["event"] == "start":
+                start.update(event)
+            if event["event"] in KEPT_EVENTS:
+                unfinished.append(event)
+            report(event)
+
+        before = Progress.of(
+            unfinished, run, spec, chosen, every=save_every, stopping=stopping, execution=execution
+        )
+        members = before.members
+        if spec.turns != (spec,) and members:
+            report({"event": "resume", "trained": sorted(members), "members": spec.members})
+        unfinished.write_spec(run)
+
+        trained = chosen.train(
+            spec,
+            run.training,
+            split.train,
+            test=split.test,
+            device=device,
+            trackers=trackers,
+            folder=target.path,
+            report=note,
+            members=members,
+            states=before.states,
+            **options,
+        )
+        saved = chosen.checkpoint(trained.model)
+        fitted, metrics = _fitted(spec, chosen, trained, split)
+        figures = _figures(spec, saved)
+        record = _record(run, split, trained, metrics, figures, _where(chosen, start)) | fitted
+        unfinished.save(replace(saved, record=record))
+    return record
+
+
+def _prepared(
+    run: RunSpec,
+    spec: EnsembleSpec,
+    make_backend: Callable[[], Backend],
+    shard: bool,
+    execution: Mapping[str, Any] | None,
+) -> tuple[Split, Backend, dict[str, Any]]:
+    """Return what every process trains with: the data, the backend, and what its ``train`` is asked for."""
+    split = load(run.data, spec.graph, run.seed, stream_epoch=_stream_epoch(run), held_out=_held_out(spec))
+    chosen = expect_processes(make_backend(), shard)
+    sharded = {"shard": True} if shard else {}
+    return split, chosen, {"seed": run.seed, **chosen.options(execution), **sharded}
+
+
+def _held_out(spec: EnsembleSpec) -> float | None:
+    return spec.aggregation.held_out if isinstance(spec.aggregation, FittedAverage) else None
+
+
+def _fitted(
+    spec: EnsembleSpec, backend: Backend, trained: Trained[Any], split: Split
+) -> tuple[dict[str, Any], Metrics]:
+    """Fit an aggregation that is to be fitted.
+
+    Returns:
+        What the record says of it, and the metrics on the test set.
+    """
+    assert trained.metrics is not None
+    if not isinstance(spec.aggregation, FittedAverage):
+        return {}, trained.metrics
+    assert split.held_out is not None
+    evaluator = Evaluator(backend=backend, model=trained.model, spec=spec, aggregation=spec.mean)
+    found = evaluator.fit(split.held_out, spec.aggregation)
+    metrics = replace(evaluator, aggregation=found).metrics(split.test)
+    return {"fitted": found.model_dump(mode="json")}, metrics
+
+
+def _stream_epoch(run: RunSpec) -> int | None:
+    """Return how many sequences of a stream are an epoch: those of whole optimiser steps."""
+    steps = run.plan.steps
+    return None if steps is None else math.ceil(steps / STREAM_EPOCHS) * run.training.batch_size
+
+
+def _figures(spec: EnsembleSpec, saved: Checkpoint) -> dict[str, Any]:
+    """Return what the trained ensemble costs, by the masks it ended with."""
+    counts = {placed.name: placed.weight.size for placed in spec.layout.sparsifiable}
+    counts |= {name: mask.count for name, mask in saved.masks.items()}
+    figures = cost(spec, counts).to_dict()
+    del figures["layers"]
+    return figures
+
+
+def _record(
+    run: RunSpec,
+    split: Split,
+    trained: Trained[Any],
+    metrics: Metrics,
+    figures: Mapping[str, Any],
+    where: Mapping[str, Any],
+) -> dict[str, Any]:
+    endless, normalisation = isinstance(split.train, Stream), split.normalisation
+    record = {
+        "name": run.name,
+        "run": run.to_dict(),
+        "seed": run.seed,
+        "steps": trained.steps,
+        "epochs": None if endless else trained.examples / len(split.train),
+        "examples": trained.examples,
+        "seconds": trained.seconds,
+        "metrics": metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()},
+        "cost": figures,
+        "data": {
+            "source": run.data.source,
+            "unit": "examples" if normalisation else "tokens",
+            "normalisation": normalisation and normalisation.model_dump(mode="json"),
+            "train_examples": None if endless else len(split.train),
+            "test_examples": len(split.test),
+            "held_out_examples": 0 if split.held_out is None else len(split.held_out),
+        },
+        **({"skipped": trained.skipped} if trained.skipped else {}),
+        **where,
+    }
+    return dict(plain(record))
+
+
+def _where(backend: Backend, start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what computed a run."""
+    engine = {} if backend.engine is None else {"engine": backend.engine}
+    return {
+        "backend": backend.name,
+        **engine,
+        "device": start.get("device"),
+        "versions": versions(backend.packages),
+    }
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of what computed a result.
+
+    Args:
+        packages: those of the backend; one that was not imported computed nothing and is left out.
+
+    Example:
+        >>> versions()["neurotrails"] == nt_core.__version__
+        True
+    """
+    found = {"neurotrails": nt_core.__version__, "python": platform.python_version()}
+    for name in (*VERSIONS, *packages):
+        version = getattr(sys.modules.get(name), "__version__", None)  # tensorflow has several distributions
+        if version is not None:
+            found[name] = str(version)
+    return found
+
+
+def result(record: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Return a finished run's line of a table, and where it lies."""
+    counted = {"skipped": record["skipped"]} if "skipped" in record else {}
+    return row(record) | counted | {"folder": str(folder)}

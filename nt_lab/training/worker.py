@@ -1,0 +1,92 @@
+"""One training in a process of its own: a job as JSON on stdin, its outcome as the last line on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from nt_core.errors import NeuroTrailsError
+from nt_core.spec import RunSpec
+
+LOG: Final = "error.txt"
+"""The file in a failed run's folder that holds all it wrote to stderr."""
+
+
+def run_alone(
+    run: RunSpec, folder: Path, options: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> str | None:
+    """Train in a new process; whatever happens to it, this one goes on.
+
+    Args:
+        run: what is trained.
+        folder: where the run is written; an earlier one there is replaced.
+        options: ``backend``, ``engine`` and ``device``, as on the command line.
+        environment: variables to add to this process's own.
+
+    Returns:
+        None, or why it failed, in a line or two; the whole of its stderr is then in ``error.txt`` there.
+    """
+    job = {"run": run.to_dict(), "folder": str(folder), **options}
+    done = subprocess.run(
+        [sys.executable, "-m", "nt_lab.training.worker"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+    log = folder / LOG
+    log.unlink(missing_ok=True)
+    error = _outcome(done)
+    if error is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stderr or error, encoding="utf-8")
+    return error
+
+
+def _outcome(done: subprocess.CompletedProcess[str]) -> str | None:
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}" + ", perhaps for want of memory" * (
+            done.returncode == -9
+        )
+    if done.returncode > 0:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    error: str | None = json.loads(done.stdout.splitlines()[-1])["error"]
+    return error
+
+
+def main() -> None:
+    """Train what stdin asks for; a user's mistake is an outcome, a defect a traceback.
+
+    Example:
+        >>> main  # doctest: +ELLIPSIS
+        <function main at ...>
+    """
+    from nt_lab import console
+
+    console.quiet_libraries()
+    from nt_lab.runs import backends
+    from nt_lab.training import train
+
+    job = json.load(sys.stdin)
+    error = None
+    try:
+        train.train(
+            RunSpec(**job["run"]),
+            job["folder"],
+            device=job["device"],
+            overwrite=True,
+            backend=backends.choose(job["backend"], job["engine"]),
+        )
+    except NeuroTrailsError as mistake:
+        error = str(mistake)
+    sys.stdout.write(f"\n{json.dumps({'error': error})}\n")
+
+
+if __name__ == "__main__":
+    main()
