@@ -1,9 +1,10 @@
 """Policies: pure functions that choose which connections of a weight are pruned and which are grown.
 
-A criterion scores positions one by one; :func:`swap` composes two of them into a policy and does the
-counting, the selection with its tie rule, and the record of what changed. Criteria and policies use
-plain arithmetic only, so a backend may run them on its own arrays by passing its
-own :class:`nt_core.masks.Arrays`.
+In go a weight's values, gradients, and mask, out comes a :class:`Swap`: a criterion scores positions one by
+one, and :func:`swap` composes two of them into a policy and does the counting, the selection with its tie
+rule, and the record of changes. Criteria use plain arithmetic only, so a backend may run them on its own
+arrays by passing its own :class:`nt_core.masks.Arrays`. It imports ``masks`` and the ground (``values``,
+``errors``, ``finite``).
 """
 
 from nt_core.policies.base import Criterion, Layer, Scorer, Swap

@@ -1,6 +1,8 @@
 """The NumPy truth of what each op, and a whole ensemble of ops, computes: forward and gradient.
 
-Every backend is compared with this (:mod:`nt_core.testing`). Written to be read, in the dtype of its inputs.
+In go a layout, values by name, and inputs; out come logits and gradients in the dtype of the inputs. Every
+backend is compared with it (:mod:`nt_core.testing`), so it is written to be read. It imports ``graph``,
+``structure``, and the ground.
 """
 
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Pullback, Reference, Weights

@@ -1,8 +1,9 @@
 """Structures: how the members of an ensemble share one block graph.
 
-A structure turns a graph into a :class:`Layout`: a backbone that runs once and heads that run on what it
-gives. Every weight of the ensemble has one name, ``"backbone/stage1.1/conv1.weight"`` or
-``"head2/stage3.1/conv1.weight"``, the same in every backend, in checkpoints and in random keys.
+In goes a graph, out comes a :class:`Layout`: a backbone that runs once and heads that run on what it gives.
+Every weight of the ensemble has one name, ``"backbone/stage1.1/conv1.weight"`` or
+``"head2/stage3.1/conv1.weight"``, the same in every backend, in checkpoints, and in random keys. It imports
+``graph``, ``masks``, and the ground.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from nt_core.structure.batch_ensemble import BatchEnsemble
 from nt_core.structure.fission import Fission
 from nt_core.structure.heads import Independent, MultiHead, Single
 from nt_core.structure.layout import Layout, Part, PlacedWeight, part_label, weight_name
+from nt_core.structure.memory import expect_memory, machine_bytes
 from nt_core.structure.mimo import MIMO
 
 AnyStructure = Annotated[
@@ -35,6 +37,8 @@ __all__ = [
     "Reduction",
     "Single",
     "Structure",
+    "expect_memory",
+    "machine_bytes",
     "part_label",
     "weight_name",
 ]
