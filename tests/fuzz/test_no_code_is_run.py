@@ -39,7 +39,7 @@ BANNED_CALLS = {
     "unsafe_load",
     "full_load",
 }
-RUNS_A_USERS_FILE = {("nt_lab/architectures.py", "exec_module")}
+RUNS_A_USERS_FILE = {("nt_lab/runs/architectures.py", "exec_module")}
 """``my_model.py:graph``."""
 
 
