@@ -4,7 +4,6 @@ import itertools
 import math
 import random
 import re
-import time
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from types import SimpleNamespace
@@ -37,6 +36,7 @@ from nt_core.topology import (
     initial_masks,
 )
 from nt_core.topology.allocation import GROUPS, Allocation, dense_names
+from tests.core.work import calls_in, peak_bytes_in
 
 PLAIN = (Uniform(), ER(), ERK())
 sparsities = st.one_of(
@@ -616,10 +616,12 @@ def test_random_global_counts_are_those_of_one_mask_over_all_positions() -> None
     np.testing.assert_array_equal(again, counts[:3])
 
 
-def test_random_global_counts_of_a_billion_weights_take_less_than_a_second() -> None:
+def test_random_global_counts_of_a_billion_weights_are_drawn_without_the_weights() -> None:
     layout = Independent(count=20).layout(nt_models.wide_resnet(depth=28, width=12, classes=100))
     assert sum(p.weight.size for p in layout.sparsifiable) > 10**9
-    began = time.perf_counter()
-    counts = allocate(layout, RandomGlobal(), 0.9)
-    assert time.perf_counter() - began < 1
+    allocate(layout, RandomGlobal(), 0.9)  # caches are filled once
+    _, calls = calls_in(lambda: allocate(layout, RandomGlobal(), 0.9))
+    assert calls < 200 * len(layout.sparsifiable)
+    counts, peak = peak_bytes_in(lambda: allocate(layout, RandomGlobal(), 0.9))
+    assert peak < 10 * 2**20
     assert sum(counts.values()) == round(0.1 * sum(p.weight.size for p in layout.sparsifiable))
