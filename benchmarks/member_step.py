@@ -72,9 +72,7 @@ def step_of_torch(spec: EnsembleSpec, examples: int) -> Step:
     def step() -> None:
         x = torch.randn(examples, 3, 32, 32).to(memory_format=torch.channels_last)
         y = torch.randint(0, CLASSES, (examples,))
-        loss = nt_torch.ensemble_loss(
-            model(x), y, reduction=spec.loss_reduction, distillation=spec.distillation
-        )
+        loss = model.loss(x, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -93,7 +91,7 @@ def step_of_keras(spec: EnsembleSpec, examples: int) -> Step:
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     model.compile(
         optimizer=nt_keras.sparse(optimizer, model) if model.masked else optimizer,
-        loss=nt_keras.ensemble_loss(spec.loss_reduction, distillation=spec.distillation),
+        loss=nt_keras.ensemble_loss(spec),
     )
     rng = np.random.default_rng(0)
 

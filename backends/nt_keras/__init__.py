@@ -2,7 +2,7 @@
 
 from nt_core.topology import Update
 from nt_core.training import Trained
-from nt_keras.checkpoint import checkpoint, load, restore
+from nt_keras.checkpoint import checkpoint, load, restore, save
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.evaluate import evaluate, predict
 from nt_keras.network.losses import Disagreement, EnsembleAccuracy, ensemble_loss
@@ -28,6 +28,7 @@ __all__ = [
     "prune_at_init",
     "restore",
     "saliency_gradients",
+    "save",
     "sparse",
     "train",
 ]

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nt_core.masks import Mask
 from nt_keras.compile import Ensemble, fill
 from nt_keras.engines.devices import on_device
 
 
 def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Return a model as a checkpoint; :func:`nt_core.checkpoint.save_checkpoint` writes it.
+    """Return a model as a checkpoint in memory; :func:`save` writes one to a folder.
 
     Args:
         model: what ``nt_keras.compile`` returned.
@@ -35,11 +35,35 @@ def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Chec
     return Checkpoint(spec=model.spec, values=values, masks=masks, record=record or {})
 
 
+def save(folder: str | Path, model: Ensemble, record: Mapping[str, Any] | None = None) -> None:
+    """Write a model as a checkpoint directory, which :func:`load` of either backend opens.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone.
+        model: compiled by ``nt_keras.compile``.
+        record: plain values to keep with it: seed, steps, metrics, ….
+
+    Raises:
+        CheckpointError: as :func:`nt_core.checkpoint.save_checkpoint`.
+
+    Example:
+        >>> import tempfile
+        >>> import nt_core, nt_models, nt_keras
+        >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, nt_keras.compile(spec), record={"steps": 0})
+        ...     load(folder).spec == spec
+        True
+    """
+    saved = checkpoint(model, record)
+    save_checkpoint(folder, saved)
+
+
 def load(folder: str | Path, *, device: str | None = "cpu") -> Ensemble:
     """Make the model that a checkpoint directory holds, whichever backend wrote it.
 
     Args:
-        folder: what :func:`nt_core.checkpoint.save_checkpoint` wrote.
+        folder: written by :func:`save`, or by another backend.
         device: where it shall live; None: where Keras puts it.
 
     Raises:

@@ -79,6 +79,19 @@ class Ensemble(Network):
             with engine.scope_of(kernels[0]):
                 engine.assign(clear, kernels, [kernel.mask for kernel in kernels])
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Prepare for training, as ``keras.Model.compile``; a loss of ours gets the spec's reduction."""
+        call = inspect.signature(super().compile).bind(*args, **kwargs)
+        if isinstance(loss := call.arguments.get("loss"), EnsembleLoss):
+            call.arguments["loss"] = loss.of_spec(self.spec)
+        super().compile(*call.args, **call.kwargs)
+
+    def compile_from_config(self, config: Mapping[str, Any]) -> None:
+        """Compile as the saved model was; Keras asks this of models with a ``compile`` of their own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def build_optimizer(self) -> None:
         """Make the optimiser's variables, if it has none yet.
 

@@ -2,7 +2,7 @@
 
 from nt_core.topology import Update
 from nt_core.training import Trained
-from nt_torch.checkpoint import checkpoint, load, restore
+from nt_torch.checkpoint import checkpoint, load, restore, save
 from nt_torch.compile import compile  # noqa: A004
 from nt_torch.evaluate import evaluate, predict
 from nt_torch.network.execution import Execution
@@ -33,6 +33,7 @@ __all__ = [
     "prune_at_init",
     "restore",
     "saliency_gradients",
+    "save",
     "shard",
     "train",
 ]

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from nt_core.checkpoint import Checkpoint, load_checkpoint
+from nt_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nt_core.masks import Mask
 from nt_torch.network.model import Ensemble, as_numpy, fast_layout, find_device, unwrap
+from nt_torch.processes.group import from_main
 
 
 def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Return a model as a checkpoint; :func:`nt_core.checkpoint.save_checkpoint` writes it.
+    """Return a model as a checkpoint in memory; :func:`save` writes one to a folder.
 
     Args:
         model: what ``nt_torch.compile`` returned, perhaps wrapped; sharded, every process must ask.
@@ -39,11 +40,36 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
     return Checkpoint(spec=ensemble.spec, values=values, masks=masks, record=record or {})
 
 
+def save(folder: str | Path, model: nn.Module, record: Mapping[str, Any] | None = None) -> None:
+    """Write a model as a checkpoint directory, which :func:`load` of either backend opens.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone.
+        model: compiled by ``nt_torch.compile``, perhaps wrapped. Of several processes all must call it, and
+            the first one writes.
+        record: plain values to keep with it: seed, steps, metrics, ….
+
+    Raises:
+        CheckpointError: as :func:`nt_core.checkpoint.save_checkpoint`.
+
+    Example:
+        >>> import tempfile
+        >>> import nt_core, nt_models, nt_torch
+        >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, nt_torch.compile(spec), record={"steps": 0})
+        ...     load(folder).spec == spec
+        True
+    """
+    saved = checkpoint(model, record)
+    from_main(lambda: save_checkpoint(folder, saved))
+
+
 def load(folder: str | Path, *, device: torch.device | str | None = "cpu") -> Ensemble:
     """Make the module that a checkpoint directory holds, in evaluation mode.
 
     Args:
-        folder: what :func:`nt_core.checkpoint.save_checkpoint` wrote.
+        folder: written by :func:`save`, or by another backend.
         device: where it shall live; None: a GPU if there is one.
 
     Raises:

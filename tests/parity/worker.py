@@ -207,12 +207,7 @@ def run_of_torch(spec: EnsembleSpec, folder: Path) -> Arrays:
     for number, (x, y) in enumerate(batches(spec)):
         for group in optimizer.param_groups:
             group["lr"] = LR * RECIPE.learning_rate.at(number, STEPS)
-        loss = nt_torch.ensemble_loss(
-            model(torch.from_numpy(x)),
-            torch.from_numpy(y),
-            reduction=spec.loss_reduction,
-            distillation=spec.distillation,
-        )
+        loss = model.loss(torch.from_numpy(x), torch.from_numpy(y))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -229,7 +224,7 @@ def run_of_keras(spec: EnsembleSpec, folder: Path) -> Arrays:
     model = nt_keras.compile(spec, seed=3)
     model.compile(
         optimizer=nt_keras.sparse(make_optimizer(RECIPE, STEPS), model),
-        loss=nt_keras.ensemble_loss(spec.loss_reduction, distillation=spec.distillation),
+        loss=nt_keras.ensemble_loss(spec),
     )
     topology = nt_keras.Topology(model, total_steps=STEPS, seed=3)
     losses, updates = [], []

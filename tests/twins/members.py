@@ -2,9 +2,22 @@
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from small import GRAPH
 
-from nt_core import MIMO, PRESETS, BatchEnsemble, DataError, EnsembleSpec, Fission, OneRun, Static
+from nt_core import (
+    MIMO,
+    PRESETS,
+    BatchEnsemble,
+    DataError,
+    EnsembleSpec,
+    Fission,
+    Independent,
+    MultiHead,
+    OneRun,
+    Static,
+)
+from nt_core.checkpoint import load_checkpoint
 from nt_core.testing import Blobs
 from nt_core.topology import PruneAtInit
 from nt_core.training import SGD, Training
@@ -15,6 +28,44 @@ SHARING = {
     "mimo": EnsembleSpec(graph=GRAPH, structure=MIMO(count=2, repetitions=2, rho=0.5)),
     "fission": EnsembleSpec(graph=GRAPH, structure=Fission(count=2), topology=Static(sparsity=0.3)),
 }
+
+
+OWN_LOOPS = {
+    **SHARING,
+    "independent": EnsembleSpec(graph=GRAPH, structure=Independent(count=3)),
+    "heads": EnsembleSpec(graph=GRAPH, structure=MultiHead(split=1, heads=3)),
+    "heads summed": EnsembleSpec(graph=GRAPH, structure=MultiHead(split=1, heads=3), loss="sum"),
+    "plain fission": EnsembleSpec(
+        graph=GRAPH, structure=Fission(count=2, temperature=None), topology=Static(sparsity=0.3)
+    ),
+}
+SUMMED = {"independent", "mimo", "fission", "plain fission", "heads summed"}
+
+
+@pytest.mark.parametrize("name", OWN_LOOPS)
+def test_the_loss_in_a_loop_of_ones_own_is_the_spec_s(backend, name):
+    spec, data = OWN_LOOPS[name], Blobs(12)
+    x, y = data.inputs.astype(np.float32), data.labels
+    model = backend.compile(spec, seed=1)
+    logits = log_softmax(backend.predict(model, x).astype(np.float64), axis=-1)
+    each = -logits[:, np.arange(len(y)), y].mean(axis=1)
+    if (t := spec.distillation) is not None:
+        students = log_softmax(backend.predict(model, x).astype(np.float64) / t, axis=-1)
+        teacher = log_softmax(backend.predict(model, x).astype(np.float64).mean(axis=0) / t, axis=-1)
+        each = each + t**2 * (np.exp(teacher) * (teacher - students)).sum(axis=-1).mean(axis=1)
+    wanted = each.sum() if name in SUMMED else each.mean()
+    np.testing.assert_allclose(backend.own_loss(model, x, y), wanted, rtol=1e-5)
+
+
+def test_a_saved_model_loads(backend, tmp_path):
+    model = backend.compile(SHARING["fission"], seed=4)
+    backend.save(tmp_path / "model", model, record={"steps": 3})
+    saved = load_checkpoint(tmp_path / "model")
+    assert saved.record == {"steps": 3}
+    x = Blobs(5).inputs.astype(np.float32)
+    np.testing.assert_array_equal(
+        backend.predict(backend.load(tmp_path / "model"), x), backend.predict(model, x)
+    )
 
 
 @pytest.mark.parametrize("name", SHARING)

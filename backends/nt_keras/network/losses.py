@@ -10,32 +10,41 @@ from keras import ops
 from numpy.typing import NDArray
 
 from nt_core.errors import DataError
-from nt_core.spec import Aggregation
+from nt_core.spec import Aggregation, EnsembleSpec
 from nt_core.structure import Reduction
 from nt_keras.network.layers import register
 
 
 def ensemble_loss(
-    reduction: Reduction = "mean", label_smoothing: float = 0.0, distillation: float | None = None
+    spec: EnsembleSpec | None = None,
+    *,
+    reduction: Reduction | None = None,
+    label_smoothing: float = 0.0,
+    distillation: float | None = None,
 ) -> EnsembleLoss:
-    """Return the cross-entropy of each member, averaged or summed over members.
+    """Return the cross-entropy of every member, combined as a spec means it.
+
+    Members of ``independent``, ``mimo``, and ``fission`` are summed, because their mean divides every
+    member's gradient by M. A compiled model gives the loss its spec; in a loop of your own, give it here.
 
     Args:
-        reduction: over members, of each member's mean loss. ``spec.loss_reduction`` says which a spec means:
-            ``mean`` for heads of one network, ``sum`` for independent members.
+        spec: the spec that the logits come from; its ``loss_reduction`` and ``distillation`` hold. None: that
+            of the model for which it is compiled.
+        reduction: over members, of each member's mean loss, instead of the spec's. Without a spec it is
+            ``mean``, which is right for heads of one network.
         label_smoothing: share of each target that is spread over all classes.
         distillation: T; each member also learns from the mean of all members' logits, which is not trained
-            by it: T²·KL(mean ‖ member), both at temperature T (Hinton et al. 2015). ``spec.distillation``
-            says what a spec means.
+            by it: T²·KL(mean ‖ member), both at temperature T (Hinton et al. 2015). None: the spec's.
 
     Example:
         >>> loss = ensemble_loss()
         >>> round(float(loss(ops.array([4, 7]), ops.zeros((2, 3, 10)))), 4)
         2.3026
     """
-    return EnsembleLoss(
+    loss = EnsembleLoss(
         reduction_over_members=reduction, label_smoothing=label_smoothing, distillation=distillation
     )
+    return loss if spec is None else loss.of_spec(spec)
 
 
 @register
@@ -47,7 +56,7 @@ class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
 
     def __init__(
         self,
-        reduction_over_members: Reduction = "mean",
+        reduction_over_members: Reduction | None = None,
         label_smoothing: float = 0.0,
         distillation: float | None = None,
         name: str = "ensemble_loss",
@@ -56,6 +65,13 @@ class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
         super().__init__(name=name, **kwargs)
         self.reduction_over_members, self.label_smoothing = reduction_over_members, label_smoothing
         self.distillation = distillation
+
+    def of_spec(self, spec: EnsembleSpec) -> EnsembleLoss:
+        """Return the same loss with the spec's reduction and distillation where it has none of its own."""
+        config = self.get_config()
+        config["reduction_over_members"] = self.reduction_over_members or spec.loss_reduction
+        config["distillation"] = spec.distillation if self.distillation is None else self.distillation
+        return EnsembleLoss(**config)
 
     @property
     def dtype(self) -> None:
@@ -73,7 +89,7 @@ class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
             loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
         if self.distillation is not None:
             loss = loss + _divergence(logits, self.distillation)
-        return ops.mean(loss, axis=1) if self.reduction_over_members == "mean" else ops.sum(loss, axis=1)
+        return ops.sum(loss, axis=1) if self.reduction_over_members == "sum" else ops.mean(loss, axis=1)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs."""

@@ -74,7 +74,7 @@ def saliency_gradients(
     """
     spec = model.spec
     names = [placed.name for placed in spec.layout.sparsifiable]
-    loss, temperature = ensemble_loss(spec.loss_reduction), 1.0
+    loss, temperature = ensemble_loss(reduction=spec.loss_reduction), 1.0
     if isinstance(criterion, Grasp):
         temperature = criterion.temperature
     with _at_start(model):

@@ -121,7 +121,7 @@ def _train_one(
         report=lambda changed: report(changed.to_event()),
     )
     optimizer = make_optimizer(training, schedule.total_steps, schedule.timeline.phases)
-    loss = ensemble_loss(spec.loss_reduction, distillation=spec.distillation)
+    loss = ensemble_loss(spec)
     mean_loss = ExampleLoss(loss)
     watch = Watch(training, schedule, test, report, mean_loss, keeper)
     optimizer.exclude_from_weight_decay(var_list=list(model.undecayed))

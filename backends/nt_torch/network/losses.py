@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nt_core import DataError
+from nt_core import DataError, EnsembleSpec
+from nt_core.structure import Reduction
 
 
 def ensemble_loss(
     logits: Tensor,
     targets: Tensor,
+    spec: EnsembleSpec | None = None,
     *,
-    reduction: Literal["mean", "sum"] = "mean",
+    reduction: Reduction | None = None,
     label_smoothing: float = 0.0,
     distillation: float | None = None,
 ) -> Tensor:
-    """Cross-entropy of every member.
+    """Cross-entropy of every member, combined as a spec means it.
+
+    Members of ``independent``, ``mimo``, and ``fission`` are summed, because their mean divides every
+    member's gradient by M. ``model.loss(x, targets)`` gives the loss its spec; otherwise, give it here.
 
     Args:
         logits: (M, B, classes), or (M, B, T, classes) for sequences.
         targets: (B,) or (B, T) class numbers, the same for all members; or (M·B,), each member's own,
             member-major.
-        reduction: over members, of each member's mean loss. ``spec.loss_reduction`` says which a spec means:
-            ``mean`` for heads of one network, ``sum`` for independent members, whose gradients a mean would
-            divide by M.
+        spec: the spec that the logits come from; its ``loss_reduction`` and ``distillation`` hold.
+        reduction: over members, of each member's mean loss, instead of the spec's. Without a spec it is
+            ``mean``, which is right for heads of one network.
         label_smoothing: as in ``torch.nn.functional.cross_entropy``.
         distillation: T; each member also learns from the mean of all members' logits, which is not trained
-            by it: T²·KL(mean ‖ member), both at temperature T (Hinton et al. 2015). ``spec.distillation``
-            says what a spec means.
+            by it: T²·KL(mean ‖ member), both at temperature T (Hinton et al. 2015). None: the spec's.
 
     Returns:
         A scalar.
@@ -43,6 +45,9 @@ def ensemble_loss(
         >>> round(ensemble_loss(torch.zeros(3, 2, 10), torch.tensor([4, 7])).item(), 4)
         2.3026
     """
+    if spec is not None:
+        reduction = reduction or spec.loss_reduction
+        distillation = spec.distillation if distillation is None else distillation
     members, rows, classes = logits.shape[0], logits.shape[1], logits.shape[-1]
     if targets.shape not in (logits.shape[1:-1], (members * rows, *logits.shape[2:-1])):
         raise DataError(
@@ -63,7 +68,7 @@ def ensemble_loss(
     loss = cross_entropy(logits.reshape(-1, classes), own.reshape(-1), label_smoothing=label_smoothing)
     if distillation is not None:
         loss = loss + distillation_loss(logits, distillation)
-    return loss if reduction == "mean" else loss * members
+    return loss * members if reduction == "sum" else loss
 
 
 def distillation_loss(logits: Tensor, temperature: float) -> Tensor:

@@ -11,6 +11,7 @@ from nt_core.graph import INPUT
 from nt_core.masks import Mask
 from nt_torch.network.execution import Execution
 from nt_torch.network.heads import run_batched
+from nt_torch.network.losses import ensemble_loss
 from nt_torch.network.members import from_examples, from_rows
 from nt_torch.network.parts import MASK, PartModule, module_key
 from nt_torch.processes.shards import whole
@@ -67,6 +68,29 @@ class Ensemble(nn.Module):
         if execution.heads == "batched":
             return run_batched([*self.heads], values, recompute=recompute)[output]
         return torch.stack([head(values, recompute=recompute)[output] for head in self.heads])
+
+    def loss(self, x: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Return the loss that the spec means, of a batch: one scalar to call ``backward()`` on.
+
+        Where a wrapper computes the logits (DistributedDataParallel), call
+        ``nt_torch.ensemble_loss(wrapped(x), targets, model.spec)`` instead, because this method passes it by.
+        ``torch.compile(model.loss)`` compiles model and loss together.
+
+        Args:
+            x: (B, *input shape).
+            targets: as in :func:`nt_torch.ensemble_loss`.
+            label_smoothing: the same.
+
+        Example:
+            >>> import nt_models, nt_torch
+            >>> from nt_core import Independent
+            >>> graph = nt_models.mlp(inputs=8, hidden=(), classes=3)
+            >>> model = nt_torch.compile(EnsembleSpec(graph=graph, structure=Independent(count=2)))
+            >>> x, y = torch.zeros(4, 8), torch.tensor([0, 1, 2, 0])
+            >>> round(model.loss(x, y).item(), 4)  # the sum of two members' log 3
+            2.1972
+        """
+        return ensemble_loss(self(x), targets, self.spec, label_smoothing=label_smoothing)
 
     @property
     def execution(self) -> Execution:

@@ -308,9 +308,7 @@ class _Run:
     def _loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         with self.accelerator.autocast():
             logits = model(inputs)
-        return ensemble_loss(
-            logits.float(), labels, reduction=self.spec.loss_reduction, distillation=self.spec.distillation
-        )
+        return ensemble_loss(logits.float(), labels, self.spec)
 
     def _share(self, seen: int, count: int) -> float:
         """Return a micro-batch's share of its optimiser step, times the number accelerate divides by."""

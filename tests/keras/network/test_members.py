@@ -42,7 +42,7 @@ def test_distillation_teaches_members_their_detached_mean_at_its_temperature():
     logits = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
     targets = np.array([0, 1, 2, 3])
     plain, distilled = (
-        float(nt_keras.ensemble_loss("sum", distillation=t)(targets, logits)) for t in (None, 3.0)
+        float(nt_keras.ensemble_loss(reduction="sum", distillation=t)(targets, logits)) for t in (None, 3.0)
     )
     teacher, students = log_softmax(logits.mean(1, keepdims=True) / 3, -1), log_softmax(logits / 3, -1)
     kl = (np.exp(teacher) * (teacher - students)).sum(-1)
