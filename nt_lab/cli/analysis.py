@@ -44,7 +44,7 @@ def evaluate(
     """Evaluate a run on its test split, or on that of another dataset. Nothing is written."""
     console.quiet_libraries()
     from nt_lab import tables
-    from nt_lab.data.load import limited
+    from nt_lab.data import limited
     from nt_lab.evaluation import evaluate as evaluation
     from nt_lab.runs import backends
 

@@ -62,7 +62,7 @@ def predict(
     console.quiet_libraries()
     from nt_core.errors import DataError
     from nt_lab import tables
-    from nt_lab.data.load import limited
+    from nt_lab.data import limited
     from nt_lab.serving import serve as serving
 
     if out is not None and not out.parent.is_dir():

@@ -19,7 +19,7 @@ from nt_core.errors import DataError, NeuroTrailsError
 from nt_core.random import Random
 from nt_core.spec import EnsembleSpec
 from nt_core.training import Batches
-from nt_lab.data.load import Examples, limited
+from nt_lab.data import Examples, limited
 from nt_lab.evaluation.evaluate import OpenRun
 
 ALEXNET_ERROR: Final[Mapping[str, float]] = {

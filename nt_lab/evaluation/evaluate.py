@@ -14,7 +14,7 @@ from nt_core.checkpoint import aggregation_of
 from nt_core.metrics import Aggregation, Fitted, Metrics, aggregate, evaluation_batch_size, fit
 from nt_core.spec import EnsembleSpec, FittedAverage
 from nt_core.training import Batches, Data
-from nt_lab.data.load import Normalisation, load_test, trained_on
+from nt_lab.data import Normalisation, load_test, trained_on
 from nt_lab.runs.backends import Backend, choose
 from nt_lab.runs.folder import RunFolder
 

@@ -10,8 +10,8 @@ from nt_core.errors import DataError
 from nt_core.graph import BlockGraph, Features, Tokens
 from nt_core.metrics import detection, ood_score
 from nt_core.training import Batches
+from nt_lab.data import Examples, Normalisation, limited
 from nt_lab.data.decode import reader, resized
-from nt_lab.data.load import Examples, Normalisation, limited
 from nt_lab.data.sources import image_column, open_source, take
 from nt_lab.evaluation.evaluate import OpenRun
 

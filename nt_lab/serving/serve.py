@@ -22,7 +22,7 @@ from nt_core.topology import initial_masks, initial_values
 from nt_core.training import Batches
 from nt_cpu.native import peak_flops
 from nt_cpu.packed import is_packed
-from nt_lab.data.load import load_test, trained_on
+from nt_lab.data import load_test, trained_on
 from nt_lab.serving.latency import Latency, interleaved
 from nt_lab.serving.runtimes import RUNTIMES, Dense
 

@@ -17,7 +17,7 @@ from nt_core.metrics import Metrics
 from nt_core.spec import EnsembleSpec, FittedAverage, RunSpec
 from nt_core.states import States
 from nt_core.training import Report, Trained
-from nt_lab.data.load import Split, load
+from nt_lab.data import Split, load
 from nt_lab.data.stream import Stream
 from nt_lab.evaluation.evaluate import Evaluator
 from nt_lab.runs.architectures import ARCHITECTURES

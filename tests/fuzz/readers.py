@@ -38,8 +38,8 @@ from nt_core.states.file import read_state
 from nt_core.training import Data
 from nt_cpu.code import Program
 from nt_cpu.packed import _digest as packed_digest
+from nt_lab.data import load
 from nt_lab.data.decode import reader, resized
-from nt_lab.data.load import load
 from nt_lab.data.text import read_text
 from nt_lab.data.tokenizer import open_tokenizer
 from nt_lab.runs.architectures import ARCHITECTURES

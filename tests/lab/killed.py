@@ -19,7 +19,7 @@ from nt_core.errors import NeuroTrailsError
 from nt_core.spec import RunSpec, read_spec
 from nt_core.states import Stopped
 from nt_core.testing.data import Blobs
-from nt_lab.data.load import Normalisation, Split
+from nt_lab.data import Normalisation, Split
 from nt_lab.runs import signals
 from nt_lab.runs.backends import choose
 from nt_lab.training import train as lab

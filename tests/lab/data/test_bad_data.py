@@ -18,8 +18,8 @@ from PIL.PngImagePlugin import PngImageFile
 import nt_models
 from nt_core import BlockGraph, DataError, NeuroTrailsError
 from nt_core.training import Data
+from nt_lab.data import Normalisation, load, load_test
 from nt_lab.data.decode import reader
-from nt_lab.data.load import Normalisation, load, load_test
 from nt_lab.runs.folder import SPEC, UNFINISHED
 from nt_lab.runs.interrupted import begun
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import nt_models
 from nt_core import BlockGraph, DataError, GraphBuilder, NeuroTrailsError, Tokens
 from nt_core.training import Batches, Data, Text
-from nt_lab.data.load import load, load_test
+from nt_lab.data import load, load_test
 from nt_lab.data.order import buffered
 from nt_lab.data.stream import is_held_out, pack
 from nt_lab.data.text import Sequences, split_text

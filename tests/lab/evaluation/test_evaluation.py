@@ -20,7 +20,7 @@ import nt_models
 from nt_core import NeuroTrailsError
 from nt_core.metrics import detection
 from nt_lab.cli.main import app
-from nt_lab.data.load import Normalisation
+from nt_lab.data import Normalisation
 from nt_lab.evaluation import corruptions
 from nt_lab.evaluation.corruptions import ALEXNET_ERROR, CORRUPTIONS, corrupt, is_imagenet, mce
 from nt_lab.evaluation.ood import outsiders

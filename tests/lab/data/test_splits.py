@@ -14,8 +14,8 @@ import nt_models
 from nt_core import BlockGraph
 from nt_core.errors import DataError
 from nt_core.training import Data
-from nt_lab.data import load as lab
-from nt_lab.data.load import Examples, Normalisation, Split, hold_out, load, load_test, measure
+from nt_lab.data import splits as lab
+from nt_lab.data.splits import Examples, Normalisation, Split, hold_out, load, load_test, measure
 
 DIGITS = nt_models.wide_resnet(depth=10, width=1, classes=10, size=8, channels=1)
 SMALL = nt_models.wide_resnet(depth=10, width=1, classes=4, size=8, channels=3)
