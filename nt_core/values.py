@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Final, Self
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -37,6 +39,16 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 def by_kind(value: Any) -> Any:
     """Let a name stand for the value of that kind with its defaults: ``"erk"`` for ``{"kind": "erk"}``."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+def kinds_of(union: Any) -> Mapping[str, Any]:
+    """Return the classes of a union that ``kind`` tells apart, by their kinds, in its order.
+
+    Args:
+        union: ``Annotated[A | B, Field(discriminator="kind")]``.
+    """
+    classes = get_args(get_args(union)[0])
+    return MappingProxyType({each.model_fields["kind"].default: each for each in classes})
 
 
 class Value(BaseModel):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nt_core import EnsembleSpec, initial_masks, initial_values
 from nt_core.errors import TopologyError
 from nt_core.masks import Mask
-from nt_core.topology import PruneAtInit, expect_chosen
+from nt_core.topology import expect_chosen
 from nt_keras.engines import engine
 from nt_keras.engines.layouts import to_keras
 from nt_keras.network.layers import register
@@ -109,7 +109,7 @@ class Ensemble(Network):
             self._expect_chosen()
 
     def _expect_chosen(self) -> None:
-        if isinstance(self.spec.topology, PruneAtInit):
+        if self.spec.topology.examples_needed:
             active = sum(int(engine.to_numpy(self.variable(n).mask).sum()) for n in self.masked)
             expect_chosen(self.spec.topology, self.spec.layout, active)
 

@@ -18,7 +18,6 @@ from nt_core.graph import Role, Tokens
 from nt_core.graph.ops import Op
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import Layout, Single, part_label
-from nt_core.topology import Dense, Dynamic, GradualPruning, criteria, momentum_beta
 
 PARAMETERS: Mapping[Role, str] = MappingProxyType(
     {"kernel": "kernels", "bias": "biases", "scale": "norms", "factor": "factors", "table": "embeddings"}
@@ -165,7 +164,7 @@ def cost(spec: EnsembleSpec, counts: Mapping[str, int] | None = None) -> Cost:
     sparse = sum(layer.flops for layer in layers)
     dense = sum(_flops(layout, {}).values())
     backbone = layout.backbone.blocks if layout.backbone else ()
-    step = _training_step(spec, sparse, dense) * spec.structure.training_rows / layout.rows
+    step = spec.topology.step_flops(sparse, dense) * spec.structure.training_rows / layout.rows
     return Cost(
         layers=layers,
         blocks_counted=len(spec.graph.counted),
@@ -217,19 +216,3 @@ def _products(layout: Layout) -> int:
 
     nodes = (node for part in layout.parts for block in part.blocks for node in block.nodes)
     return layout.rows * sum(2 * of(node.op, node.inputs) for node in nodes)
-
-
-def _training_step(spec: EnsembleSpec, sparse: int, dense: int) -> float:
-    topology = spec.topology
-    if isinstance(topology, Dense):
-        return 3.0 * dense
-    if isinstance(topology, GradualPruning):
-        # 1 − (1 − u)³ is 3/4 on average while pruning, 1 afterwards.
-        reached = 0.75 * (topology.end - topology.begin) + (1 - topology.end)
-        return 3 * (dense - (dense - sparse) * reached)
-    if momentum_beta(topology) is not None:
-        return 2.0 * sparse + dense  # the gradient of every weight is dense at every step
-    if isinstance(topology, Dynamic) and any(criterion.uses_gradient for criterion in criteria(topology)):
-        interval = topology.interval
-        return (3 * sparse * interval + 2 * sparse + dense) / (interval + 1)
-    return 3.0 * sparse

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-from nt_core.policies import AtRandom, SignFlip
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import PlacedWeight
-from nt_core.topology import Dynamic, GradualPruning, criteria, momentum_beta, reads_gradient, share_of
+from nt_core.topology import DeclaredTopology
 
 Place = Literal["device", "drawing", "host", "sharded"]
 
@@ -66,15 +65,15 @@ def update_memory(
         UpdateMemory(device=170944, host=1184, seen=592)
     """
     topology = spec.topology
-    if not isinstance(topology, Dynamic | GradualPruning):
+    if not topology.updates:
         return UpdateMemory()
     counts = [held_by_one([placed], parts) for placed in masked]
     positions, seen = sum(counts), sum(-(-count // 8) for count in counts)
-    gradient, momentum = reads_gradient(topology), momentum_beta(topology) is not None
+    gradient, momentum = topology.reads_gradient(), topology.momentum_beta is not None
     place = _place(topology, sharded)
     on_device, on_host = CHOOSING[place]
     here = place in ("device", "drawing")
-    together = topology.scope == "global"
+    together = topology.competition == "global"
     among = positions if together else max(counts, default=0)
     choice = CHOSEN * _swapped(spec, masked, parts) + NOMINEE * together * positions
     read = (4 + 1 + 4 * gradient + 4 * momentum) * positions
@@ -99,17 +98,13 @@ def held_by_one(weights: Iterable[PlacedWeight], parts: int) -> int:
     return sum(-(-p.weight.shape[0] // parts) * (p.weight.size // p.weight.shape[0]) for p in weights)
 
 
-def _place(topology: Dynamic | GradualPruning, sharded: bool) -> Place:
-    found = criteria(topology)
-    if not all(criterion.exact for criterion in found):
+def _place(topology: DeclaredTopology, sharded: bool) -> Place:
+    if not all(criterion.exact for criterion in topology.criteria):
         return "sharded" if sharded else "host"
-    return "drawing" if any(isinstance(criterion, AtRandom | SignFlip) for criterion in found) else "device"
+    return "drawing" if any(criterion.uses_random for criterion in topology.criteria) else "device"
 
 
 def _swapped(spec: EnsembleSpec, masked: Sequence[PlacedWeight], parts: int) -> int:
     """Count the positions that one process prunes, on average over processes, when training starts."""
-    if not isinstance(spec.topology, Dynamic):
-        return 0
-    start = spec.topology.drop_fraction.start
     counts = ((spec.counts[p.name], p.weight.size) for p in masked)
-    return -(-sum(min(share_of(active, start), size - active) for active, size in counts) // parts)
+    return -(-sum(spec.topology.exchanged(active, size) for active, size in counts) // parts)

@@ -14,7 +14,7 @@ from nt_core.masks import DIGIT_BITS, Moment
 from nt_core.policies import Criterion, Layer
 from nt_core.random import Random
 from nt_core.spec import EnsembleSpec
-from nt_core.topology import Dynamic, GradualPruning, criteria, momentum_beta, reads_gradient, share_of
+from nt_core.topology import DeclaredTopology
 
 INTEGER = 8
 """Bytes of a number that is summed or compared: they are int64."""
@@ -71,7 +71,7 @@ def update_messages(spec: EnsembleSpec, *, ranks: int, sharded: bool) -> Message
         270560
     """
     topology = spec.topology
-    if not isinstance(topology, Dynamic | GradualPruning) or (ranks == 1 and not sharded):
+    if not topology.updates or (ranks == 1 and not sharded):
         return Messages()
     weights = len(spec.layout.sparsifiable)
     if not sharded:
@@ -89,20 +89,16 @@ def update_messages(spec: EnsembleSpec, *, ranks: int, sharded: bool) -> Message
     )
 
 
-def _of_weight(topology: Dynamic | GradualPruning, active: int, size: int) -> tuple[list[int], int]:
+def _of_weight(topology: DeclaredTopology, active: int, size: int) -> tuple[list[int], int]:
     """Return the numbers in each sum that one weight's update takes, and how many searches there are."""
-    gradient, momentum = reads_gradient(topology), momentum_beta(topology) is not None
+    gradient, momentum = topology.reads_gradient(), topology.momentum_beta is not None
     sums, searches = [1] * (gradient or momentum), 0  # whether what is kept is finite, before the step
     sums += [1] * (1 + gradient + momentum)  # the same of all that is read, after it
     sums += [1, 1]  # how many are active, how many are not
-    sums += [1] * topology.prune.only_below_zero
-    if isinstance(topology, Dynamic):
-        sums += [1]  # how many of those that grew had just been pruned
-        k = share_of(active, topology.drop_fraction.start)
-        count = k if topology.semantics.regrow == "return" else min(k, size - active)
-    else:
-        count = size - active
-    for criterion in criteria(topology):
+    sums += [1] * any(criterion.only_below_zero for criterion in topology.criteria)
+    sums += [1] * topology.grows  # how many of those that grew had just been pruned
+    count = topology.chosen(active, size)
+    for criterion in topology.criteria:
         signs = 2 if criterion.by_sign else 1
         sums += [1] * (signs if signs > 1 else 0)
         for _ in range(signs):

@@ -17,7 +17,7 @@ from nt_core.cost.messages import Messages, update_messages
 from nt_core.errors import SpecError
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import Layout, PlacedWeight
-from nt_core.topology import Dense, expect_shardable, momentum_beta
+from nt_core.topology import expect_shardable
 from nt_core.training import SGD, AnyOptimizer
 
 Wrap = Literal["ddp", "fsdp2"]
@@ -187,7 +187,7 @@ def scale(
         expect_shardable(spec.topology)
     widths, parts = WIDTHS[dtype], ranks if wrap == "fsdp2" else 1
     trained = [p for p in spec.layout.weights if p.weight.trainable]
-    masked = () if isinstance(spec.topology, Dense) else spec.layout.sparsifiable
+    masked = spec.layout.sparsifiable if spec.topology.masked else ()
     own, maskable = held_by_one(trained, parts), held_by_one(masked, parts)
     update = update_memory(spec, masked, parts=parts, sharded=wrap == "fsdp2", width=widths.kept)
     step, sent = (
@@ -200,7 +200,7 @@ def scale(
         gradients=own * widths.kept,
         optimizer=own * widths.kept * states,
         masks=maskable,
-        smoothed=0 if momentum_beta(spec.topology) is None else 4 * maskable,
+        smoothed=0 if spec.topology.momentum_beta is None else 4 * maskable,
         statistics=_statistics(spec.layout) * widths.kept,
         buckets=own * widths.kept if wrap == "ddp" else 0,
         step=step,

@@ -21,6 +21,8 @@ from nt_core.policies.compose import (
     union,
 )
 from nt_core.policies.criteria import (
+    GROWS,
+    PRUNES,
     AnyGrow,
     AnyPrune,
     AtRandom,
@@ -35,6 +37,8 @@ from nt_core.policies.criteria import (
 )
 
 __all__ = [
+    "GROWS",
+    "PRUNES",
     "AnyGrow",
     "AnyPrune",
     "AtRandom",

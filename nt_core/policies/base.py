@@ -62,6 +62,7 @@ class Criterion(Value, ABC):
     Attributes:
         uses_gradient: whether it reads ``layer.gradients``.
         uses_mask: whether it reads ``layer.active``; in growth that is the mask after the pruning.
+        uses_random: whether it reads random numbers.
         from_start: whether its random numbers are those that the weight's initial values were drawn from, at
             every step the same.
         only_below_zero: whether, in pruning, only scores below 0 go, at most the drop fraction.
@@ -73,10 +74,16 @@ class Criterion(Value, ABC):
     kind: str
     uses_gradient: ClassVar[bool] = False
     uses_mask: ClassVar[bool] = False
+    uses_random: ClassVar[bool] = False
     from_start: ClassVar[bool] = False
     only_below_zero: ClassVar[bool] = False
     by_sign: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+
+    @property
+    def smoothing(self) -> float | None:
+        """The beta of the smoothed gradient that it reads as ``layer.momentum``; None: it reads none."""
+        return None
 
     @abstractmethod
     def __call__(self, layer: Layer, where: slice, draws: Draws) -> Array:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
 from nt_core.masks import Array, Draws, Rule, link_scores
 from nt_core.policies.base import Criterion, Layer, Scorer
-from nt_core.values import by_kind
+from nt_core.values import by_kind, kinds_of
 
 
 class Magnitude(Criterion):
@@ -41,6 +42,7 @@ class SoftMagnitude(Criterion):
     """
 
     kind: Literal["soft_magnitude"] = "soft_magnitude"
+    uses_random: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     temperature: Annotated[float, Field(gt=0)] = 3.0
 
@@ -79,6 +81,7 @@ class AtRandom(Criterion):
     """Uniformly at random, by position."""
 
     kind: Literal["random"] = "random"
+    uses_random: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, where: slice, draws: Draws) -> Array:
         return draws.uniform(where)
@@ -92,6 +95,7 @@ class SignFlip(Criterion):
     """
 
     kind: Literal["sign_flip"] = "sign_flip"
+    uses_random: ClassVar[bool] = True
     from_start: ClassVar[bool] = True
     only_below_zero: ClassVar[bool] = True
 
@@ -109,6 +113,10 @@ class Momentum(Criterion):
     kind: Literal["momentum"] = "momentum"
     exact: ClassVar[bool] = False
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    @property
+    def smoothing(self) -> float:
+        return self.beta
 
     def __call__(self, layer: Layer, where: slice, draws: Draws) -> Array:
         assert layer.momentum is not None
@@ -128,6 +136,7 @@ class CannistraciHebb(Criterion):
 
     kind: Literal["cannistraci_hebb"] = "cannistraci_hebb"
     uses_mask: ClassVar[bool] = True
+    uses_random: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     rule: Rule = "ch3_l3"
     soft: bool = False
@@ -159,3 +168,7 @@ _Prunes = Annotated[
 _Grows = Annotated[Gradient | Momentum | CannistraciHebb | AtRandom, Field(discriminator="kind")]
 AnyPrune = Annotated[_Prunes, BeforeValidator(by_kind, json_schema_input_type=str | _Prunes)]
 AnyGrow = Annotated[_Grows, BeforeValidator(by_kind, json_schema_input_type=str | _Grows)]
+
+PRUNES: Final[Mapping[str, type[Criterion]]] = kinds_of(_Prunes)
+GROWS: Final[Mapping[str, type[Criterion]]] = kinds_of(_Grows)
+"""Every criterion that prunes, and every one that grows, by its name in a spec file."""

@@ -21,7 +21,7 @@ from nt_core.structure import (
     Reduction,
     Single,
 )
-from nt_core.topology import AnyTopology, Dense, Dynamic, GradualPruning, PruneAtInit, final_counts
+from nt_core.topology import TOPOLOGIES, AnyTopology, DeclaredTopology, Dense
 from nt_core.training import AnyPlan, ExploreRefine, OneRun, Ratio, Timeline, longest_of
 from nt_core.values import Value
 
@@ -56,8 +56,6 @@ Aggregation = Annotated[
     Mean | FittedAverage,
     BeforeValidator(_by_name, json_schema_input_type=Mean | FittedAverage | str),
 ]
-DIVISIBLE = ("static", "prune_at_init")
-"""Topologies that keep what they chose before training."""
 
 
 class EnsembleSpec(Value):
@@ -93,10 +91,11 @@ class EnsembleSpec(Value):
 
     @model_validator(mode="after")
     def _check(self) -> EnsembleSpec:
-        if self.layout.divided and self.topology.kind not in DIVISIBLE:
+        if self.layout.divided and not self.topology.divisible:
+            divisible = [kind for kind, topology in TOPOLOGIES.items() if topology.divisible]
             raise SpecError(
                 f"topology: {self.topology.kind!r} does not go with structure 'fission', which divides what "
-                f"is kept once; choose {' or '.join(DIVISIBLE)} (sparsity: 0 keeps everything)"
+                f"is kept once; choose {' or '.join(divisible)} (sparsity: 0 keeps everything)"
             )
         _ = self.counts
         _expect_fitting(self.structure, self.topology)
@@ -110,9 +109,7 @@ class EnsembleSpec(Value):
     @property
     def longest(self) -> Ratio:
         """How many times as long as a dense network this may train: 1/(1 − S), 1 where training is dense."""
-        if isinstance(self.topology, Dense | GradualPruning):
-            return Ratio(1)
-        return longest_of(self.topology.sparsity)
+        return longest_of(self.topology.sparsity_from_start)
 
     def timeline(self, steps_per_epoch: int) -> Timeline:
         """Return what the plan means for this topology, phase by phase.
@@ -156,7 +153,7 @@ class EnsembleSpec(Value):
     @cached_property
     def counts(self) -> Mapping[str, int]:
         """How many elements of each sparsifiable weight are active (at the end, where that changes)."""
-        return final_counts(self.topology, self.layout)
+        return self.topology.final_counts(self.layout)
 
     @property
     def members(self) -> int:
@@ -194,20 +191,20 @@ class EnsembleSpec(Value):
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _expect_one_network(structure: AnyStructure, topology: AnyTopology) -> None:
+def _expect_one_network(structure: AnyStructure, topology: DeclaredTopology) -> None:
     if not isinstance(structure, Single):
         raise SpecError(
             "structure: expected single for the plan explore_refine, which makes members of one network, "
             f"found {structure.kind}; say how many with plan.members"
         )
-    if not isinstance(topology, Dynamic):
+    if not topology.grows:
         raise SpecError(
             "topology: expected dynamic for the plan explore_refine, which leaves a member behind by "
             f"pruning and growing, found {topology.kind}; choose topology.kind dynamic"
         )
 
 
-def _expect_groups(at_once: int, structure: AnyStructure, topology: AnyTopology) -> None:
+def _expect_groups(at_once: int, structure: AnyStructure, topology: DeclaredTopology) -> None:
     """Check that members can be trained in groups, and would come out as if trained together."""
     if not isinstance(structure, Independent):
         raise SpecError(
@@ -219,7 +216,7 @@ def _expect_groups(at_once: int, structure: AnyStructure, topology: AnyTopology)
             f"plan.at_once: expected a divisor of the {structure.members} members, found {at_once}; "
             f"choose 1 to {structure.members}"
         )
-    scope = getattr(topology, "scope", "layer")
+    scope = topology.competition
     if scope != "layer":
         raise SpecError(
             f"plan.at_once: expected topology.scope layer, found {scope}, by which all members compete for "
@@ -227,16 +224,16 @@ def _expect_groups(at_once: int, structure: AnyStructure, topology: AnyTopology)
         )
 
 
-def _expect_fitting(structure: AnyStructure, topology: AnyTopology) -> None:
+def _expect_fitting(structure: AnyStructure, topology: DeclaredTopology) -> None:
     only = isinstance(structure, Independent) and structure.only is not None
-    scope = getattr(topology, "scope", "layer")
+    scope = topology.competition
     if only and scope != "layer":
         raise SpecError(
             f"structure.only: expected topology.scope layer, found {scope}, by which all members compete for "
             "connections; change the scope, or leave only out"
         )
-    if isinstance(topology, PruneAtInit) and isinstance(structure, BatchEnsemble | MIMO):
+    if topology.examples_needed and isinstance(structure, BatchEnsemble | MIMO):
         raise SpecError(
-            "structure: expected single, independent, multi_head or fission for the topology prune_at_init, "
-            f"found {structure.kind}; change one of them"
+            "structure: expected single, independent, multi_head or fission for the topology "
+            f"{topology.kind}, found {structure.kind}; change one of them"
         )

@@ -34,7 +34,7 @@ class RunSpec(Value):
         preset: the preset that stood for the choices; they are spelled out here all the same.
         graph: ``{name: wide_resnet, depth: 16, …}``, or a whole graph as :meth:`BlockGraph.to_dict` gives it.
         structure: see :mod:`nt_core.structure`.
-        topology: see :mod:`nt_core.topology.declared`.
+        topology: see :data:`nt_core.topology.AnyTopology`.
         plan: see :mod:`nt_core.training.plan`.
         aggregation: see :class:`EnsembleSpec`.
         loss: see :class:`EnsembleSpec`.

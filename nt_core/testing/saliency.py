@@ -11,7 +11,7 @@ from nt_core.spec import EnsembleSpec
 from nt_core.structure import MultiHead
 from nt_core.testing.data import generator, random_input, random_values
 from nt_core.testing.models import MODELS
-from nt_core.topology import AnySaliency, Grasp, PruneAtInit
+from nt_core.topology import AnySaliency, Grasp, PruneAtInit, expect_prunable
 
 STEP = 1e-5
 """The length of the step to either side whose gradients are compared to find the Hessian's product."""
@@ -77,8 +77,7 @@ def gradients_at(case: SaliencyCase, values: dict[str, Array]) -> dict[str, Arra
 
 
 def _criterion(case: SaliencyCase) -> AnySaliency:
-    assert isinstance(case.spec.topology, PruneAtInit)
-    return case.spec.topology.criterion
+    return expect_prunable(case.spec.topology, len(case.inputs)).criterion
 
 
 def _cross_entropy_gradient(logits: Array, labels: Array) -> Array:

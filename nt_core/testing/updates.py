@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.masks import NUMPY, Array, Arrays, Moment
-from nt_core.policies import Layer
+from nt_core.policies import GROWS, PRUNES, Criterion, Layer
 from nt_core.random import Random
-from nt_core.topology import Dynamic, GradualPruning, Semantics, update
+from nt_core.topology import DeclaredTopology, Dynamic, GradualPruning, Semantics, update
 
 
-def update_cases() -> tuple[Dynamic | GradualPruning, ...]:
+def update_cases() -> tuple[DeclaredTopology, ...]:
     """Return a topology for every exact prune and grow, scope and semantics."""
-    grown: list[Dynamic | GradualPruning] = [
+    grown = [
         Dynamic(
             sparsity=0.5, prune=prune, grow=grow, scope=scope, semantics=Semantics(regrow=regrow), interval=1
         )
-        for prune in ("magnitude", "signed_magnitude", "sign_flip", "random")
-        for grow in ("gradient", "random")
+        for prune in exact(PRUNES)
+        for grow in exact(GROWS)
         for scope in ("layer", "global")
         for regrow in ("out", "return")
-        if not (prune == "signed_magnitude" and scope == "global")
+        if not (prune.by_sign and scope == "global")
     ]
     return (*grown, *(GradualPruning(sparsity=0.5, interval=1, scope=scope) for scope in ("layer", "global")))
 
 
+def exact(criteria: Mapping[str, type[Criterion]]) -> list[Any]:
+    """Return those that every backend computes to the same bits, with their defaults."""
+    return [criterion() for criterion in criteria.values() if criterion.exact]
+
+
 def check_update(
     arrays: Arrays,
-    topology: Dynamic | GradualPruning,
+    topology: DeclaredTopology,
     layers: Sequence[Layer],
     *,
     put: Callable[[NDArray[Any]], Array],

@@ -16,6 +16,7 @@ from nt_core.topology.allocation import (
     allocate,
 )
 from nt_core.topology.at_init import AnySaliency, Grasp, PruneAtInit, Snip
+from nt_core.topology.base import DeclaredTopology, SparseTopology
 from nt_core.topology.by_saliency import (
     expect_chosen,
     expect_prunable,
@@ -23,34 +24,23 @@ from nt_core.topology.by_saliency import (
     saliency,
     saliency_masks,
 )
-from nt_core.topology.declared import (
-    AnyTopology,
-    Dense,
-    DropFraction,
-    Dynamic,
-    GradualPruning,
-    Semantics,
-    Static,
-    criteria,
-    due,
-    expect_escapes,
-    expect_shardable,
-    final_counts,
-    momentum_beta,
-    next_due,
-    reads_gradient,
-    replaces_step,
-)
+from nt_core.topology.choosing import share_of
+from nt_core.topology.declared import TOPOLOGIES, AnyTopology, expect_escapes, expect_shardable
+from nt_core.topology.dynamic import DropFraction, Dynamic, Semantics
 from nt_core.topology.exploration import Bits, pack, seen_with, unpack
+from nt_core.topology.gradual import GradualPruning
 from nt_core.topology.initial import draw, initial_masks, initial_values, magnitude_masks
-from nt_core.topology.updates import Update, share_of, update
+from nt_core.topology.static import Dense, Static
+from nt_core.topology.updates import Update, update
 
 __all__ = [
     "ER",
     "ERK",
+    "TOPOLOGIES",
     "AnySaliency",
     "AnyTopology",
     "Bits",
+    "DeclaredTopology",
     "Dense",
     "DropFraction",
     "Dynamic",
@@ -62,28 +52,22 @@ __all__ = [
     "RandomGlobal",
     "Semantics",
     "Snip",
+    "SparseTopology",
     "Static",
     "Uniform",
     "UniformPlus",
     "Update",
     "allocate",
-    "criteria",
     "draw",
-    "due",
     "expect_chosen",
     "expect_escapes",
     "expect_prunable",
     "expect_shardable",
-    "final_counts",
     "initial_masks",
     "initial_values",
     "magnitude_masks",
     "masks_of_parts",
-    "momentum_beta",
-    "next_due",
     "pack",
-    "reads_gradient",
-    "replaces_step",
     "saliency",
     "saliency_masks",
     "seen_with",

@@ -214,6 +214,18 @@ def allocate(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str, 
     return {name: counts.get(name, size) for name, size in sizes.items()}
 
 
+def allocated(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str, int]:
+    """Give each sparsifiable weight of a layout its count; a part of an ensemble gets what the whole gives it.
+
+    Args:
+        layout: backbone and heads, perhaps of some members only (``Independent.only``).
+        rule: how the budget is divided.
+        sparsity: of the whole ensemble.
+    """
+    counts = allocate(layout.whole or layout, rule, sparsity)
+    return {placed.name: counts[placed.name] for placed in layout.sparsifiable}
+
+
 def is_last(placed: PlacedWeight) -> bool:
     """Tell whether a weight stands in the classifier."""
     return placed.block.kind == "classifier"

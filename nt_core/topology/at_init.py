@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from nt_core.topology.allocation import ERK, AnyAllocation, Sparsity
+from nt_core.structure import Layout
+from nt_core.topology.allocation import ERK, AnyAllocation, allocated
+from nt_core.topology.base import SparseTopology, full_counts
 from nt_core.values import Count, Value, by_kind
 
 
@@ -35,7 +38,7 @@ AnySaliency = Annotated[_Saliencies, BeforeValidator(by_kind, json_schema_input_
 """Any criterion; in a file also just its name, ``snip``."""
 
 
-class PruneAtInit(Value):
+class PruneAtInit(SparseTopology):
     """Static masks, chosen before the first step from the dense network's gradient on one batch.
 
     Attributes:
@@ -47,8 +50,23 @@ class PruneAtInit(Value):
     """
 
     kind: Literal["prune_at_init"] = "prune_at_init"
-    sparsity: Sparsity
+    divisible: ClassVar[bool] = True
     criterion: AnySaliency = Snip()
     scope: Literal["layer", "global"] = "global"
     allocation: AnyAllocation = ERK()
     examples: Count = 128
+
+    @property
+    def competition(self) -> Literal["layer", "global"]:
+        return self.scope
+
+    @property
+    def examples_needed(self) -> int:
+        return self.examples
+
+    def counts(self, layout: Layout) -> Mapping[str, int]:
+        return allocated(layout, self.allocation, self.sparsity)
+
+    def initial_counts(self, layout: Layout) -> Mapping[str, int]:
+        """Return the sizes: everything is active until the data has chosen."""
+        return full_counts(layout)

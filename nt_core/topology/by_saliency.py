@@ -14,7 +14,7 @@ from nt_core.masks import Mask, top_k
 from nt_core.structure import Layout
 from nt_core.structure.fission import divide_masks
 from nt_core.topology.at_init import Grasp, PruneAtInit, Snip
-from nt_core.topology.declared import AnyTopology, final_counts
+from nt_core.topology.base import DeclaredTopology
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -62,7 +62,7 @@ def saliency_masks(
         >>> [mask.flat().tolist() for mask in found.values()]
         [[0, 1, 2]]
     """
-    counts = final_counts(topology, layout)
+    counts = topology.final_counts(layout)
     scores = {name: _scores(topology, name, values, gradients) for name in counts}
     if topology.scope == "layer":
         chosen = {name: _best(score, counts[name]) for name, score in scores.items()}
@@ -84,7 +84,7 @@ def masks_of_parts(layout: Layout, masks: Mapping[str, Mask], seed: int) -> Iter
     return divide_masks(layout, masks.items(), seed) if layout.divided else iter(masks.items())
 
 
-def expect_prunable(topology: AnyTopology, examples: int) -> PruneAtInit:
+def expect_prunable(topology: DeclaredTopology, examples: int) -> PruneAtInit:
     """Return the topology by which masks are to be chosen.
 
     Args:
@@ -106,7 +106,7 @@ def expect_prunable(topology: AnyTopology, examples: int) -> PruneAtInit:
     return topology
 
 
-def expect_chosen(topology: AnyTopology, layout: Layout, active: int) -> None:
+def expect_chosen(topology: DeclaredTopology, layout: Layout, active: int) -> None:
     """Raise if a model is to be trained whose masks no data has decided yet.
 
     Args:
@@ -117,11 +117,9 @@ def expect_chosen(topology: AnyTopology, layout: Layout, active: int) -> None:
     Raises:
         TopologyError: saying what to call.
     """
-    if isinstance(topology, PruneAtInit) and active != (
-        wanted := sum(final_counts(topology, layout).values())
-    ):
+    if topology.examples_needed and active != (wanted := sum(topology.final_counts(layout).values())):
         raise TopologyError(
-            f"topology prune_at_init: expected {wanted} active connections, found "
+            f"topology {topology.kind}: expected {wanted} active connections, found "
             f"{active}: the masks come from data; call prune_at_init(model, inputs, labels) before training"
         )
 

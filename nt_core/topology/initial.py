@@ -14,8 +14,7 @@ from nt_core.masks import Mask, Scores, top_k
 from nt_core.random import Random, Stream
 from nt_core.structure import Layout, PlacedWeight, Single
 from nt_core.structure.fission import divide_masks
-from nt_core.topology.at_init import PruneAtInit
-from nt_core.topology.declared import AnyTopology, Dense, GradualPruning, final_counts
+from nt_core.topology.base import DeclaredTopology
 
 PART: Final = 1 << 18
 """Values drawn at a time."""
@@ -84,11 +83,12 @@ def _fill(flat: NDArray[np.float32], weight: Weight, stream: Stream) -> None:
         flat[start : start + PART] = draw(weight, stream, slice(start, min(start + PART, flat.size), 1))
 
 
-def initial_masks(topology: AnyTopology, layout: Layout, seed: int) -> Iterator[tuple[str, Mask]]:
+def initial_masks(topology: DeclaredTopology, layout: Layout, seed: int) -> Iterator[tuple[str, Mask]]:
     """Draw the masks training starts from, one after another; none where the topology is dense.
 
-    Each mask has exactly its allocated count, uniformly at random by position. Gradual pruning starts full,
-    and so does pruning at initialisation, until :func:`nt_core.topology.saliency_masks` has chosen.
+    Each mask has exactly the topology's initial count, uniformly at random by position unless the topology
+    scores positions otherwise. Gradual pruning starts full, and so does pruning at initialisation, until
+    :func:`nt_core.topology.saliency_masks` has chosen.
 
     Example:
         >>> import nt_models
@@ -103,11 +103,11 @@ def initial_masks(topology: AnyTopology, layout: Layout, seed: int) -> Iterator[
         return
     for placed, count in _initial_counts(topology, layout):
         stream = Random(seed).at(weight=placed.name, purpose="mask")
-        yield placed.name, _best(placed.weight, stream.bits, count)
+        yield placed.name, _best(placed.weight, topology.initial_scores(placed, stream), count)
 
 
 def magnitude_masks(
-    topology: AnyTopology, layout: Layout, values: Mapping[str, NDArray[Any]]
+    topology: DeclaredTopology, layout: Layout, values: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[str, Mask]]:
     """Choose the masks that keep the largest values of trained weights, as many as each is allocated.
 
@@ -136,13 +136,11 @@ def magnitude_masks(
         yield placed.name, _best(placed.weight, size, count)
 
 
-def _initial_counts(topology: AnyTopology, layout: Layout) -> Iterator[tuple[PlacedWeight, int]]:
+def _initial_counts(topology: DeclaredTopology, layout: Layout) -> Iterator[tuple[PlacedWeight, int]]:
     """Walk over the weights that have a mask, and how many elements are active when training starts."""
-    if isinstance(topology, Dense):
-        return
-    counts = {} if isinstance(topology, GradualPruning | PruneAtInit) else final_counts(topology, layout)
-    for placed in layout.sparsifiable:
-        yield placed, counts.get(placed.name, placed.weight.size)
+    if topology.masked:
+        counts = topology.initial_counts(layout)
+        yield from ((placed, counts[placed.name]) for placed in layout.sparsifiable)
 
 
 def _best(weight: Weight, scores: Scores, count: int) -> Mask:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 DropSchedule: TypeAlias = Callable[[float, int, int], float]
 """(start, step, end_step) to the drop fraction: in [0, start], never rising, 0 at and after ``end_step``."""
@@ -69,9 +69,14 @@ def linear(start: float, step: int, end_step: int) -> float:
 
 
 SCHEDULES: Final[Mapping[str, DropSchedule]] = MappingProxyType(
-    {"constant": constant, "cosine": cosine, "linear": linear}
+    {schedule.__name__: schedule for schedule in (constant, cosine, linear)}
 )
-"""The drop-fraction schedules by the name that a spec file uses."""
+"""The drop-fraction schedules by the name that a spec file uses: that of the function."""
+
+if TYPE_CHECKING:
+    ScheduleName: TypeAlias = str
+else:
+    ScheduleName = Literal[*SCHEDULES]
 
 
 def cubic_sparsity(final: float, step: int, begin: int, end: int) -> float:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nt_core.errors import TopologyError
-from nt_core.masks import Array, Moment, share_out
-from nt_core.policies import (
-    Criterion,
-    Layer,
-    Policy,
-    Swap,
-    after,
-    count_below_zero,
-    drop_positions,
-    expect_finite,
-    net_swap,
-    scores,
-    share_by_sign,
-    swap,
-    union,
-)
-from nt_core.topology.declared import Dynamic, GradualPruning, reads_gradient
+from nt_core.masks import Moment
+from nt_core.policies import Layer, Policy, Swap, expect_finite
+from nt_core.topology.base import DeclaredTopology
 from nt_core.topology.exploration import Bits, count_bits, head_overlap
-from nt_core.topology.schedules import cubic_sparsity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +84,7 @@ class Update:
 
 
 def update(
-    topology: Dynamic | GradualPruning,
+    topology: DeclaredTopology,
     layers: Sequence[Layer],
     moment: Moment,
     *,
@@ -118,7 +100,7 @@ def update(
         layers: every masked weight, in the layout's order.
         moment: the step, the run's randomness, the array library.
         total_steps: optimiser steps of the whole training.
-        targets: the final count of each weight, from :func:`nt_core.topology.final_counts`.
+        targets: the final count of each weight, from ``topology.final_counts(layout)``.
         policy: a policy of one's own instead of the topology's prune and grow; it sees one weight at a time,
             so it needs a ``Dynamic`` topology with ``scope="layer"``.
         fraction: the drop fraction of an escape; None: what the topology's schedule says.
@@ -131,177 +113,13 @@ def update(
         TopologyError: something that is read is not finite, then no weight has a swap; or a policy is given
             that could not be used.
     """
-    if policy is not None and (isinstance(topology, GradualPruning) or topology.scope != "layer"):
+    if policy is not None and not topology.takes_policy:
         raise TopologyError(
             f"policy: expected a dynamic topology with scope 'layer', found {topology.kind} with scope "
-            f"{topology.scope!r}; leave the policy out or change the topology"
+            f"{topology.competition!r}; leave the policy out or change the topology"
         )
     for layer in layers:
-        expect_finite(layer, moment, gradients=reads_gradient(topology, policy))
-    if isinstance(topology, GradualPruning):
-        return _prune(topology, layers, moment, total_steps, targets)
-    fraction = topology.drop_fraction.at(moment.step, total_steps) if fraction is None else fraction
-    regrow = topology.semantics.regrow == "return"
-    if topology.scope == "global":
-        return _swap_globally(topology, layers, moment, fraction, regrow)
-    if topology.scope == "momentum":
-        return _redistribute(topology, layers, moment, fraction, regrow)
-    chosen = policy or swap(topology.prune, topology.grow, regrow=regrow)
-    prune = topology.prune if policy is None else None
-    swaps = {layer.name: chosen(layer, _count(prune, [layer], moment, fraction), moment) for layer in layers}
-    if policy is not None:
-        for layer in layers:
-            _expect_swap(layer, swaps[layer.name])
-    return swaps
-
-
-def _expect_swap(layer: Layer, change: Swap) -> None:
-    """Raise unless a swap of somebody's own policy keeps the count and is one of this layer."""
-    pruned, grown, size = np.asarray(change.pruned), np.asarray(change.grown), layer.active.shape[0]
-    inside = all(
-        p.ndim == 1
-        and p.dtype.kind in "iu"
-        and (not p.size or (p[0] >= 0 and p[-1] < size and (np.diff(p) > 0).all()))
-        for p in (pruned, grown)
+        expect_finite(layer, moment, gradients=topology.reads_gradient(policy))
+    return topology.swaps(
+        layers, moment, total_steps=total_steps, targets=targets, policy=policy, fraction=fraction
     )
-    if not inside or pruned.size != grown.size or not layer.active[pruned].all() or layer.active[grown].any():
-        raise TopologyError(
-            f"weight {layer.name!r}: the policy must prune active positions and grow as many inactive ones, "
-            f"ascending integers below {size}; found {pruned.size} pruned and {grown.size} grown"
-        )
-
-
-def share_of(active: int, fraction: float) -> int:
-    """Return ⌊fraction·active⌋; a product that is an integer but for rounding counts as that integer.
-
-    Example:
-        >>> share_of(100, 0.29), int(100 * 0.29)
-        (29, 28)
-    """
-    product = fraction * active
-    whole = round(product)
-    return min(active, whole if math.isclose(product, whole, rel_tol=1e-14, abs_tol=1e-9) else int(product))
-
-
-def _count(criterion: Criterion | None, layers: Sequence[Layer], moment: Moment, fraction: float) -> int:
-    """Return how many connections of some layers are to go."""
-    most = share_of(sum(moment.arrays.count(layer.active) for layer in layers), fraction)
-    if criterion is None or not criterion.only_below_zero:
-        return most
-    return min(most, sum(count_below_zero(criterion, layer, moment) for layer in layers))
-
-
-def _prune(
-    topology: GradualPruning,
-    layers: Sequence[Layer],
-    moment: Moment,
-    total_steps: int,
-    targets: Mapping[str, int],
-) -> Mapping[str, Swap]:
-    begin, end = topology.window(total_steps)
-    reached = 1.0 if moment.step >= end else cubic_sparsity(1.0, moment.step, begin, end)
-    active = [moment.arrays.count(layer.active) for layer in layers]
-    sizes = [count + moment.arrays.count(~layer.active) for count, layer in zip(active, layers, strict=True)]
-    final = [targets[layer.name] for layer in layers]
-    if topology.scope == "layer":
-        goals = [size - round((size - last) * reached) for size, last in zip(sizes, final, strict=True)]
-        dropped = [
-            drop_positions(topology.prune, layer, max(0, now - goal), moment)
-            for layer, now, goal in zip(layers, active, goals, strict=True)
-        ]
-    else:
-        goal = sum(sizes) - round((sum(sizes) - sum(final)) * reached)
-        dropped = _drop_globally(topology.prune, layers, max(0, sum(active) - goal), moment)
-    return {
-        layer.name: Swap(pruned=drop, grown=drop[:0]) for layer, drop in zip(layers, dropped, strict=True)
-    }
-
-
-def _swap_globally(
-    topology: Dynamic, layers: Sequence[Layer], moment: Moment, fraction: float, regrow: bool
-) -> Mapping[str, Swap]:
-    inactive = sum(moment.arrays.count(~layer.active) for layer in layers)
-    count = _count(topology.prune, layers, moment, fraction)
-    count = count if regrow else min(count, inactive)
-    dropped = _drop_globally(topology.prune, layers, count, moment)
-    candidates = [_candidates(layer, drop, regrow) for layer, drop in zip(layers, dropped, strict=True)]
-    left = [after(drop, layer, topology.grow) for layer, drop in zip(layers, dropped, strict=True)]
-    found = _best_of_all(topology.grow, left, candidates, count, moment, "grow")
-    return {
-        layer.name: net_swap(layer, drop, new, moment)
-        for layer, drop, new in zip(layers, dropped, found, strict=True)
-    }
-
-
-def _candidates(layer: Layer, drop: Array, regrow: bool) -> Array:
-    free = ~layer.active
-    if regrow:
-        free[drop] = True
-    return free
-
-
-def _redistribute(
-    topology: Dynamic, layers: Sequence[Layer], moment: Moment, fraction: float, regrow: bool
-) -> Mapping[str, Swap]:
-    """Prune each weight's share; grow as many, divided by mean |momentum| (SNFS, algorithm 1).
-
-    The mean is that of a weight's connections before the pruning. What a weight has no room for goes to the
-    others, in the same proportion.
-    """
-    inactive = [moment.arrays.count(~layer.active) for layer in layers]
-    goes = [_count(topology.prune, [layer], moment, fraction) for layer in layers]
-    if not regrow and sum(goes) > sum(inactive):
-        goes = share_out(goes, upper=goes, budget=sum(inactive))
-    room = [free + count if regrow else free for free, count in zip(inactive, goes, strict=True)]
-    comes = share_out([_mean_momentum(layer) for layer in layers], upper=room, budget=sum(goes))
-    swaps = {}
-    for layer, pruned, grown in zip(layers, goes, comes, strict=True):
-        drop = drop_positions(topology.prune, layer, pruned, moment)
-        score = scores(topology.grow, after(drop, layer, topology.grow), moment, "grow")
-        found = moment.arrays.top_k(score, _candidates(layer, drop, regrow), grown)
-        swaps[layer.name] = net_swap(layer, drop, found, moment)
-    return swaps
-
-
-def _mean_momentum(layer: Layer) -> float:
-    assert layer.momentum is not None
-    of_active = np.abs(np.asarray(layer.momentum)[np.asarray(layer.active)])
-    return float(of_active.mean(dtype=np.float64)) if of_active.size else 0.0
-
-
-def _drop_globally(criterion: Criterion, layers: Sequence[Layer], count: int, moment: Moment) -> list[Array]:
-    if not criterion.by_sign:
-        return _best_of_all(criterion, layers, [layer.active for layer in layers], count, moment, "prune")
-    positive = [layer.active & (layer.weights >= 0) for layer in layers]
-    negative = [layer.active & (layer.weights < 0) for layer in layers]
-    totals = [sum(moment.arrays.count(flags) for flags in sign) for sign in (positive, negative)]
-    from_positive = share_by_sign(count, *totals)
-    above = _best_of_all(criterion, layers, positive, from_positive, moment, "prune")
-    below = _best_of_all(criterion, layers, negative, count - from_positive, moment, "prune")
-    return [union(a, b, layer, moment) for a, b, layer in zip(above, below, layers, strict=True)]
-
-
-def _best_of_all(
-    criterion: Criterion,
-    layers: Sequence[Layer],
-    among: Sequence[Array],
-    count: int,
-    moment: Moment,
-    purpose: str,
-) -> list[Array]:
-    """Select the best ``count`` positions over all layers: each layer's best, then the best of those."""
-    arrays = moment.arrays
-    nominees, values = [], []
-    for layer, eligible in zip(layers, among, strict=True):
-        score = scores(criterion, layer, moment, purpose)
-        best = arrays.top_k(score, eligible, min(count, arrays.count(eligible)))
-        nominees.append(best)
-        values.append(score(slice(0, layer.active.shape[0], 1))[best])
-    joined = arrays.concatenate(values)
-    everyone = arrays.ones(joined.shape[0])
-    won = ~everyone
-    won[arrays.top_k(joined, everyone, count)] = True
-    ends = [0]
-    for best in nominees:
-        ends.append(ends[-1] + best.shape[0])
-    return [best[won[a:b]] for best, a, b in zip(nominees, ends, ends[1:], strict=False)]

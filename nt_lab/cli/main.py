@@ -330,8 +330,6 @@ def _examples(figures: Cost, examples: float | None, tokens: float | None) -> fl
 
 def _choices(run: RunSpec) -> str:
     graph = (run.graph.get("origin") or run.graph).get("name", "graph")
-    sparsity = getattr(run.topology, "sparsity", None)
-    topology = run.topology.kind if sparsity is None else f"{run.topology.kind} at sparsity {sparsity:g}"
     plan = "" if run.plan.kind == "one_run" else f"{run.plan.kind}, "
     aggregation = getattr(run.aggregation, "kind", run.aggregation)
-    return f"{graph}, {run.structure.kind}, {topology}, {plan}{aggregation}"
+    return f"{graph}, {run.structure.kind}, {run.topology.summary}, {plan}{aggregation}"

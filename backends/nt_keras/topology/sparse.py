@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from nt_core.errors import TopologyError
-from nt_core.topology import Bits, momentum_beta, reads_gradient, replaces_step
+from nt_core.topology import Bits
 from nt_keras.engines import engine
 from nt_keras.network.layers import register
 from nt_keras.network.model import Network
@@ -45,12 +45,12 @@ def sparse(
     expect_plain(inner)
     warn_of_zero_by_zero(inner)
     topology = model.spec.topology
-    keep = reads_gradient(topology) if keep_gradients is None else keep_gradients
+    keep = topology.reads_gradient() if keep_gradients is None else keep_gradients
     return Sparse(
         inner,
         keep_gradients=keep,
-        replaces_step=replaces_step(topology),
-        momentum_beta=momentum_beta(topology),
+        replaces_step=topology.replaces_step,
+        momentum_beta=topology.momentum_beta,
     )
 
 

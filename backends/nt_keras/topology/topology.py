@@ -15,16 +15,9 @@ from nt_core.masks import Moment
 from nt_core.policies import Policy
 from nt_core.random import Random
 from nt_core.topology import (
-    Dynamic,
-    GradualPruning,
     Update,
     expect_escapes,
-    final_counts,
-    momentum_beta,
-    next_due,
     pack,
-    reads_gradient,
-    replaces_step,
     seen_with,
     update,
 )
@@ -119,7 +112,7 @@ class Topology:
         if not self._masked:
             return
         optimizer = self.optimizer
-        scheduled = next_due(self.model.spec.topology, self.steps, self.total_steps)
+        scheduled = self.model.spec.topology.next_due(self.steps, self.total_steps)
         ahead = [step for step in (scheduled, *self._escapes) if step is not None and step > self.steps]
         self._next = min(ahead, default=None)
         self._wait = math.inf if self._next is None else optimizer.calls_until(self._next)
@@ -159,7 +152,6 @@ class Topology:
 
     def _update(self, step: int) -> Update:
         topology, optimizer = self.model.spec.topology, self.optimizer
-        assert isinstance(topology, Dynamic | GradualPruning)
         layers = [masked.layer(optimizer) for masked in self._masked]
         if not optimizer.seen:
             optimizer.seen = {layer.name: pack(layer.active) for layer in layers}
@@ -168,15 +160,14 @@ class Topology:
             layers,
             Moment(step, self._random),
             total_steps=self.total_steps,
-            targets=final_counts(topology, self.model.spec.layout),
+            targets=topology.final_counts(self.model.spec.layout),
             policy=self._policy,
             fraction=self._escapes.get(step),
         )
-        draws = isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial"
         masks = {}
         for masked, layer in zip(self._masked, layers, strict=True):
             stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
-            masks[masked.name] = masked.apply(swaps[masked.name], layer.active, stream if draws else None)
+            masks[masked.name] = masked.apply(swaps[masked.name], layer.active, stream if topology.draws_grown else None)
         optimizer.follow([masked.kernel for masked in self._masked])
         sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
         optimizer.seen = seen_with(optimizer.seen, masks)
@@ -189,19 +180,19 @@ class Topology:
                 f"total_steps: expected at least the {self.steps} steps that the optimiser has taken, found "
                 f"{self.total_steps}; give the steps of the whole training, those before this fit included"
             )
-        if optimizer.replaces_step != replaces_step(topology):
+        if optimizer.replaces_step != topology.replaces_step:
             raise TopologyError(
-                f"optimizer: expected one wrapped with replaces_step={replaces_step(topology)}, as the spec "
+                f"optimizer: expected one wrapped with replaces_step={topology.replaces_step}, as the spec "
                 f"says, found {optimizer.replaces_step}; wrap a new one by nt_keras.sparse(optimizer, model)"
             )
-        if reads_gradient(topology, self._policy) and not optimizer.keep_gradients:
+        if topology.reads_gradient(self._policy) and not optimizer.keep_gradients:
             raise TopologyError(
                 "optimizer: the topology, or the policy given, may read dense gradients, but the optimiser "
                 "keeps none; wrap a new one by nt_keras.sparse(optimizer, model, keep_gradients=True)"
             )
-        if momentum_beta(topology) not in {None, optimizer.momentum_beta}:
+        if topology.momentum_beta not in {None, optimizer.momentum_beta}:
             raise TopologyError(
-                f"optimizer: expected one wrapped with momentum_beta={momentum_beta(topology)}, as the spec "
+                f"optimizer: expected one wrapped with momentum_beta={topology.momentum_beta}, as the spec "
                 f"says, found {optimizer.momentum_beta}; wrap a new one by nt_keras.sparse(optimizer, model)"
             )
 
@@ -308,5 +299,5 @@ def arrange(model: Network, callbacks: Any) -> Any:
 
 def _waits_for_updates(model: Network) -> bool:
     """Tell whether masks would change, but no :class:`Topology` of the caller's own changes them."""
-    changes = model.compiled and isinstance(model.spec.topology, Dynamic | GradualPruning)
+    changes = model.compiled and model.spec.topology.updates
     return changes and not find_sparse(model.optimizer).awaits_update

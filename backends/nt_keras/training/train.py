@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from nt_core import DataError, EnsembleSpec, PruneAtInit
+from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.states import States, identity
 from nt_core.training import Batches, Report, Trained, Training, first_examples
@@ -111,8 +111,8 @@ def _train_one(
     model = compile(spec, seed=seed, dtype=PRECISIONS[training.precision])
     if found is not None:
         restore_model(found.content, model)
-    elif isinstance(spec.topology, PruneAtInit):
-        prune_at_init(model, *first_examples(data, spec.topology.examples), seed=seed)
+    elif spec.topology.examples_needed:
+        prune_at_init(model, *first_examples(data, spec.topology.examples_needed), seed=seed)
     updates = TopologyUpdate(
         schedule.total_steps,
         seed=seed,

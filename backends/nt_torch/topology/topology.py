@@ -17,17 +17,9 @@ from nt_core.policies import Policy, expect_finite
 from nt_core.random import Random
 from nt_core.topology import (
     Bits,
-    Dynamic,
-    GradualPruning,
     Update,
-    criteria,
-    due,
     expect_chosen,
     expect_escapes,
-    final_counts,
-    momentum_beta,
-    reads_gradient,
-    replaces_step,
     seen_with,
     update,
 )
@@ -251,7 +243,7 @@ class Topology:
         _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
         if self._due(self.steps + 1):
             self._expect_finite()
-        if self._due(self.steps + 1) and replaces_step(self.model.spec.topology):
+        if self._due(self.steps + 1) and self.model.spec.topology.replaces_step:
             self._hold_back_gradients()
 
     def _after_step(self, *_: Any) -> None:
@@ -274,7 +266,7 @@ class Topology:
 
     @property
     def _beta(self) -> float | None:
-        return momentum_beta(self.model.spec.topology)
+        return self.model.spec.topology.momentum_beta
 
     @torch.no_grad()
     def _smooth(self) -> None:
@@ -326,9 +318,8 @@ class Topology:
 
     def _update(self, kept: Mapping[str, _Kept]) -> Update:
         topology = self.model.spec.topology
-        assert isinstance(topology, Dynamic | GradualPruning)
         device = self._masked[0].weight.device if self._masked else torch.device("cpu")
-        exact = self._policy is None and all(criterion.exact for criterion in criteria(topology))
+        exact = self._policy is None and all(criterion.exact for criterion in topology.criteria)
         on_device = exact and device.type != "cpu"
         own = TorchArrays(device) if on_device else NUMPY
         arrays = own if self._shards is None else replace(self._shards, own=own)
@@ -342,14 +333,13 @@ class Topology:
             ],
             Moment(self.steps, self._random, arrays),
             total_steps=self.total_steps,
-            targets=final_counts(topology, self.model.spec.layout),
+            targets=topology.final_counts(self.model.spec.layout),
             policy=self._policy,
             fraction=self._escapes.get(self.steps),
         )
-        draws = isinstance(topology, Dynamic) and topology.semantics.grown_value == "initial"
         for masked in self._masked:
             stream = self._random.at(weight=masked.name, step=self.steps, purpose="grown value")
-            masked.apply(swaps[masked.name], stream if draws else None)
+            masked.apply(swaps[masked.name], stream if topology.draws_grown else None)
         self._remask()
         masks = {masked.name: masked.bits() for masked in self._masked}
         sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
@@ -386,10 +376,10 @@ class Topology:
         return [masked.version() for masked in self._masked]
 
     def _due(self, step: int) -> bool:
-        return step in self._escapes or due(self.model.spec.topology, step, self.total_steps)
+        return step in self._escapes or self.model.spec.topology.due(step, self.total_steps)
 
     def _reads_gradient(self) -> bool:
-        return reads_gradient(self.model.spec.topology, self._policy)
+        return self.model.spec.topology.reads_gradient(self._policy)
 
 
 def _unscale(kept: Mapping[str, _Kept], scale: Tensor | None) -> None:

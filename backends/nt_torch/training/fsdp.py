@@ -16,7 +16,6 @@ from torch import Tensor, distributed, nn
 
 from nt_core.errors import DataError
 from nt_core.spec import EnsembleSpec
-from nt_core.topology import PruneAtInit
 from nt_core.training import Training
 from nt_torch.network.model import Ensemble
 from nt_torch.network.parts import PartModule
@@ -83,7 +82,7 @@ def expect_divisible(spec: EnsembleSpec, training: Training) -> None:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise DataError("shard: expected several processes, found one; start them with torchrun")
-    if isinstance(spec.topology, PruneAtInit):
+    if spec.topology.examples_needed:
         raise DataError(
             f"shard: topology {spec.topology.kind} is chosen from the gradients of the whole network; train "
             "without --shard"

@@ -16,7 +16,7 @@ from accelerate.data_loader import DataLoaderShard
 from accelerate.state import PartialState
 from torch import Tensor, nn
 
-from nt_core import DataError, EnsembleSpec, PruneAtInit
+from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.finite import nothing_finite, skipped
 from nt_core.metrics import Metrics
@@ -160,8 +160,8 @@ class _Run:
         if found is not None:
             found = replace(found, content=with_shards(found.content, found.parts, mesh_of(model)))
             restore_model(found.content, model)
-        elif isinstance(spec.topology, PruneAtInit):
-            prune_at_init(model, *first_examples(data, spec.topology.examples), seed=seed)
+        elif spec.topology.examples_needed:
+            prune_at_init(model, *first_examples(data, spec.topology.examples_needed), seed=seed)
         optimizer = accelerator.prepare_optimizer(make_optimizer(model, training))
         # What is sharded must not be given to DistributedDataParallel, too.
         self.model, self.optimizer = accelerator.prepare_model(model, evaluation_mode=shard), optimizer
