@@ -30,8 +30,8 @@ def update_cases() -> tuple[DeclaredTopology, ...]:
 
 
 def exact(criteria: Mapping[str, type[Criterion]]) -> list[Any]:
-    """Return those that every backend computes to the same bits, with their defaults."""
-    return [criterion() for criterion in criteria.values() if criterion.exact]
+    """Return the criteria that every backend computes to the same bits, with their defaults."""
+    return [criterion.model_validate({}) for criterion in criteria.values() if criterion.exact]
 
 
 def check_update(

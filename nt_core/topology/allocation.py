@@ -215,7 +215,7 @@ def allocate(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str, 
 
 
 def allocated(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str, int]:
-    """Give each sparsifiable weight of a layout its count; a part of an ensemble gets what the whole gives it.
+    """Give each sparsifiable weight of a layout its count; members alone get those of the whole ensemble.
 
     Args:
         layout: backbone and heads, perhaps of some members only (``Independent.only``).

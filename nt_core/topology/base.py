@@ -172,7 +172,7 @@ class DeclaredTopology(Value, ABC):
         return 0
 
     def exchanged(self, active: int, size: int) -> int:
-        """Return how many connections of a weight the largest update replaces by others, as :meth:`chosen`."""
+        """Return how many connections of a weight the largest update replaces by others."""
         return 0
 
 

@@ -167,7 +167,8 @@ class Topology:
         masks = {}
         for masked, layer in zip(self._masked, layers, strict=True):
             stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
-            masks[masked.name] = masked.apply(swaps[masked.name], layer.active, stream if topology.draws_grown else None)
+            values = stream if topology.draws_grown else None
+            masks[masked.name] = masked.apply(swaps[masked.name], layer.active, values)
         optimizer.follow([masked.kernel for masked in self._masked])
         sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
         optimizer.seen = seen_with(optimizer.seen, masks)
