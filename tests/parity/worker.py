@@ -39,7 +39,7 @@ from nt_core.masks import Moment
 from nt_core.policies import Layer, Momentum
 from nt_core.reference import forward, value_and_gradients
 from nt_core.testing.models import MODELS
-from nt_core.topology import Update, due, final_counts, momentum_beta, pack, seen_with, update
+from nt_core.topology import Update, pack, seen_with, update
 from nt_core.training import SGD, LearningRate, Training
 
 Arrays = dict[str, Any]
@@ -142,7 +142,7 @@ def run_of_numpy(spec: EnsembleSpec, _: Path) -> Arrays:
     values = {name: value.astype(np.float64) for name, value in initial_values(layout, 3)}
     values |= {name: values[name] * flags for name, flags in active.items()}
     momentum = {p.name: 0.0 for p in layout.weights if p.weight.trainable}
-    beta, smoothed = momentum_beta(spec.topology) or 0.0, dict.fromkeys(active, 0.0)
+    beta, smoothed = spec.topology.momentum_beta or 0.0, dict.fromkeys(active, 0.0)
     decay = {p.name: DECAY if p.weight.decayed else 0.0 for p in layout.weights}
     losses, updates = [], []
     seen = {name: pack(flags) for name, flags in active.items()}
@@ -159,7 +159,7 @@ def run_of_numpy(spec: EnsembleSpec, _: Path) -> Arrays:
             kept = active.get(name, True)
             momentum[name] = MOMENTUM * momentum[name] + dense[name] * kept + decay[name] * values[name]
             values[name] = values[name] - rate * momentum[name]
-        if due(spec.topology, number + 1, STEPS):
+        if spec.topology.due(number + 1, STEPS):
             layers = [
                 Layer(
                     name=name,
@@ -170,7 +170,7 @@ def run_of_numpy(spec: EnsembleSpec, _: Path) -> Arrays:
                 )
                 for name, flags in active.items()
             ]
-            targets = final_counts(spec.topology, layout)
+            targets = spec.topology.final_counts(layout)
             moment = Moment(number + 1, random)
             swaps = update(spec.topology, layers, moment, total_steps=STEPS, targets=targets)
             for name, swap in swaps.items():

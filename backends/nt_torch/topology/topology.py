@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from nt_core.errors import TopologyError
 from nt_core.masks import NUMPY, Moment
-from nt_core.policies import Policy, expect_finite
+from nt_core.policies import Layer, Policy
 from nt_core.random import Random
 from nt_core.topology import (
     Bits,
+    DeclaredTopology,
     Update,
     expect_chosen,
     expect_escapes,
@@ -27,23 +27,11 @@ from nt_torch.network.model import Ensemble, unwrap
 from nt_torch.processes.group import expect_same_masks, group_of
 from nt_torch.processes.shards import local
 from nt_torch.topology.arrays import TorchArrays
+from nt_torch.topology.gradients import DenseGradients, HeldBack, expect_gradient
+from nt_torch.topology.hooks import StepHooks, Stepping
 from nt_torch.topology.masked import MaskedWeight, masked_weights, shards_of
 from nt_torch.topology.optimizers import ZERO_STAYS_ZERO, expect_parameters, unwrap_optimizer, will_be_skipped
 from nt_torch.topology.remask import remask_
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A dense gradient, and the tensor it was read from."""
-
-    source: Tensor
-    dense: Tensor
-
-
-_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Topology]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Which topology an optimiser has, so that a second one takes its place."""
 
 
 class Topology:
@@ -110,27 +98,26 @@ class Topology:
         self._escapes, self._leaving = expect_escapes(escapes, self.model.spec.topology), leaving
         self._masked = masked_weights(self.model)
         self._group = group_of(model)
-        self._kept: dict[str, _Kept] = {}
-        self._momentum: dict[str, Tensor] = {}
         self._seen: dict[str, Bits] = {}
-        self._held_back: list[tuple[nn.Parameter, Tensor]] = []
+        self._held_back = HeldBack()
         self._versions: list[tuple[int, int]] = []
         self._unseen_step = self._zeros_stay = False
-        self._depth = 0
         expect_parameters(self.optimizer, self._masked)
         spec, active = self.model.spec, sum(int(masked.mask.count_nonzero()) for masked in self._masked)
         expect_chosen(spec.topology, spec.layout, active)
-        if (earlier := _ATTACHED.get(self.optimizer)) is not None and (topology := earlier()) is not None:
-            topology.close()
-        _ATTACHED[self.optimizer] = weakref.ref(self)
-        self._shards = shards_of(self._masked, self.model.spec.topology)
+        self._hooks = StepHooks(
+            self.optimizer,
+            Stepping(
+                begin=self._begin_step,
+                prepare=self._prepare_gradients,
+                finish=self._finish_step,
+                loaded=self._versions.clear,
+            ),
+        )
+        self._shards = shards_of(self._masked, spec.topology)
+        self._gradients = DenseGradients(self._shards, spec.topology.momentum_beta)
         for masked in self._masked:
             masked.shard_mask()
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-            self.optimizer.register_load_state_dict_post_hook(lambda _: self._versions.clear()),
-        ]
 
     @property
     def density(self) -> float:
@@ -150,15 +137,15 @@ class Topology:
             TopologyError: a weight is not finite; names weight and step, and no mask has changed. (A gradient
                 that is not finite is reported by the optimiser's step, before it changes anything.)
         """
-        self._depth = 0
+        self._hooks.reset()
         if not self._unseen_step:
-            self._forget_skipped()
+            self._gradients.forget_skipped(self._parameters)
             return None
         self._unseen_step = False
-        kept, self._kept = self._kept, {}
+        gradients = self._gradients.take()
         if self.steps in self._escapes:
             self._leaving()
-        return self._update(kept) if self._due(self.steps) else None
+        return self._update(gradients) if self._due(self.steps) else None
 
     def mask_gradients(self) -> None:
         """Set the gradient of inactive weights to zero, in place; a dense copy is kept where it is read.
@@ -166,13 +153,14 @@ class Topology:
         Called before every optimiser step anyway; call it yourself before clipping, after
         ``scaler.unscale_`` if you use a GradScaler.
         """
-        reads_dense = self._beta is not None or (self._due(self.steps + 1) and self._reads_gradient())
+        smooths = self._topology.momentum_beta is not None
+        reads_dense = smooths or (self._due(self.steps + 1) and self._reads_gradient())
         for masked in self._masked:
             gradient = masked.weight.grad
             if gradient is None:
                 continue
             if reads_dense:
-                self._keep_dense(masked, gradient)
+                self._gradients.keep(masked, gradient)
             remask_(local(gradient), local(masked.mask))
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,7 +174,7 @@ class Topology:
             "total_steps": self.total_steps,
             "seed": self._random.seed,
             "seen": {m.name: m.whole_seen(self._seen[m.name]) for m in self._masked if self._seen},
-            "momentum": {name: smoothed.clone() for name, smoothed in self._momentum.items()},
+            "momentum": {name: smoothed.clone() for name, smoothed in self._gradients.smoothed.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,129 +183,60 @@ class Topology:
         self._random = Random(state["seed"])
         self._seen = {m.name: m.own_seen(state["seen"][m.name]) for m in self._masked if state["seen"]}
         devices = {masked.name: masked.weight.device for masked in self._masked}
-        self._momentum = {name: kept.to(devices[name], copy=True) for name, kept in state["momentum"].items()}
+        smoothed = {name: kept.to(devices[name], copy=True) for name, kept in state["momentum"].items()}
+        self._gradients.smoothed = smoothed
 
     def close(self) -> None:
         """Take the hooks off the optimiser."""
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
 
-    def _before_step(self, _: Any, args: Any, kwargs: Any) -> Any:
-        if self._depth:
-            self._depth += 1  # a subclass calls its base's step
-            return None
+    def _begin_step(self) -> None:
+        """Check that the optimiser's last step was counted."""
         if self._unseen_step:
             raise TopologyError(
                 f"the optimiser takes step {self.steps + 1}, but topology.step() was not called after "
                 f"step {self.steps}; call it once after each optimizer.step()"
             )
-        self._depth = 1
         self._zeros_stay = type(self.optimizer) in ZERO_STAYS_ZERO and self._versions == self._read_versions()
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._prepare()
-            return None
-        return (args[0],), {**kwargs, "closure": self._preparing(closure)}
 
-    def _preparing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Make a closure after which gradients are as they would be before a step without one."""
-
-        def run() -> Any:
-            try:
-                loss = closure()
-                self._kept = {}
-                self._prepare()
-            except BaseException:
-                self._depth = 0
-                raise
-            return loss
-
-        return run
-
-    def _prepare(self) -> None:
-        """Ready the gradients for the optimiser: masked, finite, held back if an update replaces it."""
-        self._held_back = []
+    def _prepare_gradients(self, anew: bool) -> None:
+        """Mask gradients for the optimiser, and hold them back if an update replaces its step."""
+        if anew:
+            self._gradients.forget()
+        self._held_back = HeldBack()
         if will_be_skipped(self.optimizer):
             return
         self.mask_gradients()
-        _unscale(self._kept, getattr(self.optimizer, "grad_scale", None))
+        self._gradients.unscale(getattr(self.optimizer, "grad_scale", None))
         if self._due(self.steps + 1):
-            self._expect_finite()
-        if self._due(self.steps + 1) and self.model.spec.topology.replaces_step:
-            self._hold_back_gradients()
+            self._gradients.expect_finite(self._masked, self.steps + 1, self._random)
+            if self._topology.replaces_step:
+                self._held_back.hold(self._parameters)
 
-    def _after_step(self, *_: Any) -> None:
-        self._depth -= 1
-        if self._depth > 0:
-            return
-        for parameter, gradient in self._held_back:
-            parameter.grad = gradient
-        self._held_back = []
+    def _finish_step(self) -> None:
+        """Count the step, and make the zeros exact again."""
+        self._held_back.give_back()
         if will_be_skipped(self.optimizer):
-            self._kept = {}
+            self._gradients.forget()
             return
         self.steps += 1
         self._unseen_step = True
-        self._smooth()
+        self._gradients.smooth()
         if self._zeros_stay:
-            self._versions = self._read_versions()
+            self._versions[:] = self._read_versions()
         else:
             self._remask()
 
     @property
-    def _beta(self) -> float | None:
-        return self.model.spec.topology.momentum_beta
+    def _topology(self) -> DeclaredTopology:
+        return self.model.spec.topology
 
-    @torch.no_grad()
-    def _smooth(self) -> None:
-        """Let the dense gradient of the step just taken enter its exponential mean, in single precision."""
-        if self._beta is None:
-            return
-        for name, kept in self._kept.items():
-            if name not in self._momentum:
-                self._momentum[name] = torch.zeros_like(kept.dense, dtype=torch.float32)
-            self._momentum[name].lerp_(kept.dense.float(), 1 - self._beta)
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _expect_finite(self) -> None:
-        """Stop before the optimiser's step, while the model is whole, if an update could not follow it."""
-        kept, arrays = self._kept, TorchArrays(torch.device("cpu"))
-        for masked in self._masked:
-            if masked.name in kept and not self._is_finite(kept[masked.name].dense):
-                self._kept, self._depth = {}, 0
-                layer = masked.layer(local(kept[masked.name].dense).cpu(), on_device=self._shards is None)
-                moment = Moment(self.steps + 1, self._random, self._shards or arrays)
-                expect_finite(layer, moment, gradients=True)
-
-    def _is_finite(self, tensor: Tensor) -> bool:
-        """Tell whether every number is finite, in all processes if they hold parts of it."""
-        bad = not bool(torch.isfinite(local(tensor)).all())
-        return not (bad if self._shards is None else self._shards.sums([bad])[0])
-
-    def _hold_back_gradients(self) -> None:
-        """Make the optimiser pass over every parameter: it steps over those without a gradient."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._held_back.append((parameter, parameter.grad))
-                    parameter.grad = None
-
-    def _forget_skipped(self) -> None:
-        """Drop what was kept before GradScaler found something infinite and skipped the step."""
-        if self._kept:
-            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
-            tensors = [kept.dense for kept in self._kept.values()] + [g for g in gradients if g is not None]
-            if not all(self._is_finite(tensor) for tensor in tensors):
-                self._kept = {}
-
-    def _keep_dense(self, masked: MaskedWeight, gradient: Tensor) -> None:
-        kept, mask = self._kept.get(masked.name), masked.mask
-        if kept is None or kept.source is not gradient:
-            self._kept[masked.name] = _Kept(gradient, gradient.clone())
-        elif bool(gradient.masked_fill(mask, 0).any()):  # a backward since; clipping leaves zeros zero
-            self._kept[masked.name] = _Kept(gradient, torch.where(mask, gradient, kept.dense + gradient))
-
-    def _update(self, kept: Mapping[str, _Kept]) -> Update:
-        topology = self.model.spec.topology
+    def _update(self, gradients: Mapping[str, Tensor]) -> Update:
+        topology = self._topology
         device = self._masked[0].weight.device if self._masked else torch.device("cpu")
         exact = self._policy is None and all(criterion.exact for criterion in topology.criteria)
         on_device = exact and device.type != "cpu"
@@ -327,10 +246,7 @@ class Topology:
             self._seen = {masked.name: masked.bits() for masked in self._masked}
         swaps = update(
             topology,
-            [
-                masked.layer(self._gradient(masked, kept), self._smoothed(masked), on_device=on_device)
-                for masked in self._masked
-            ],
+            [self._layer(masked, gradients, on_device=on_device) for masked in self._masked],
             Moment(self.steps, self._random, arrays),
             total_steps=self.total_steps,
             targets=topology.final_counts(self.model.spec.layout),
@@ -348,42 +264,23 @@ class Topology:
         changed = Update.of(self.steps, swaps, sizes, masks, self._seen)
         return changed if self._shards is None else self._shards.summed(changed)
 
-    def _gradient(self, masked: MaskedWeight, kept: Mapping[str, _Kept]) -> Tensor | None:
-        if not self._reads_gradient():
-            return None
-        self._expect_gradient(masked, kept)
-        return kept[masked.name].dense
-
-    def _smoothed(self, masked: MaskedWeight) -> Tensor | None:
-        if self._beta is None:
-            return None
-        self._expect_gradient(masked, self._momentum)
-        return self._momentum[masked.name]
-
-    def _expect_gradient(self, masked: MaskedWeight, kept: Mapping[str, Any]) -> None:
-        if masked.name not in kept:
-            raise TopologyError(
-                f"weight {masked.name!r}, step {self.steps}: it has no gradient, but the topology reads it; "
-                "the loss must depend on every member, and backward() come before optimizer.step()"
-            )
+    def _layer(self, masked: MaskedWeight, gradients: Mapping[str, Tensor], *, on_device: bool) -> Layer:
+        """Return the parts of a weight that the topology reads."""
+        reads, smooths = self._reads_gradient(), self._topology.momentum_beta is not None
+        gradient = expect_gradient(gradients, masked.name, self.steps) if reads else None
+        smoothed = expect_gradient(self._gradients.smoothed, masked.name, self.steps) if smooths else None
+        return masked.layer(gradient, smoothed, on_device=on_device)
 
     def _remask(self) -> None:
         for masked in self._masked:
             masked.remask(self.optimizer.state.get(masked.weight, {}))
-        self._versions = self._read_versions()
+        self._versions[:] = self._read_versions()
 
     def _read_versions(self) -> list[tuple[int, int]]:
         return [masked.version() for masked in self._masked]
 
     def _due(self, step: int) -> bool:
-        return step in self._escapes or self.model.spec.topology.due(step, self.total_steps)
+        return step in self._escapes or self._topology.due(step, self.total_steps)
 
     def _reads_gradient(self) -> bool:
-        return self.model.spec.topology.reads_gradient(self._policy)
-
-
-def _unscale(kept: Mapping[str, _Kept], scale: Tensor | None) -> None:
-    """Divide by the loss scale, which a fused optimiser under GradScaler removes only inside its kernel."""
-    if scale is not None:
-        for gradient in kept.values():
-            gradient.dense.div_(scale)
+        return self._topology.reads_gradient(self._policy)

@@ -28,7 +28,7 @@ from nt_core import (
 from nt_core.cost import cost
 from nt_core.testing import Blobs
 from nt_core.testing.saliency import gradients_at, reference_gradients, saliency_case
-from nt_core.topology import expect_chosen, final_counts, saliency_masks
+from nt_core.topology import expect_chosen, saliency_masks
 from nt_core.training import first_examples
 
 GRAPH = nt_models.mlp(inputs=6, hidden=(9, 7), classes=3)
@@ -62,7 +62,7 @@ def test_exactly_the_requested_total_of_the_highest_scores(sparsity, scope, crit
     topology = PruneAtInit(sparsity=sparsity, criterion=criterion, scope=scope)
     values, gradients = arrays(layout, seed, ties=ties), arrays(layout, seed + 100, ties=ties)
     masks = choose(topology, layout, values, gradients)
-    counts = final_counts(topology, layout)
+    counts = topology.final_counts(layout)
     assert list(masks) == list(counts)
     size = sum(mask.size for mask in masks.values())
     assert sum(mask.count for mask in masks.values()) == round((1 - sparsity) * size)

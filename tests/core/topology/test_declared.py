@@ -3,17 +3,21 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import nt_models
 from nt_core.errors import SpecError
-from nt_core.policies import AtRandom, Gradient, Magnitude, MagnitudeAndGradient
+from nt_core.masks import NUMPY, Moment, Scores
+from nt_core.policies import AtRandom, Gradient, Layer, Magnitude, MagnitudeAndGradient, Swap
+from nt_core.random import Random, Stream
 from nt_core.spec import PRESETS
-from nt_core.structure import MultiHead
+from nt_core.structure import Layout, MultiHead, PlacedWeight
 from nt_core.topology import (
     ERK,
     Dense,
@@ -21,13 +25,12 @@ from nt_core.topology import (
     Dynamic,
     GradualPruning,
     Semantics,
+    SparseTopology,
     Static,
     Uniform,
     allocate,
-    criteria,
-    due,
-    final_counts,
-    next_due,
+    initial_masks,
+    update,
 )
 from nt_core.topology.schedules import SCHEDULES
 
@@ -109,8 +112,8 @@ def test_the_next_update_is_the_first_that_is_due(
         Static(sparsity=0.5),
     ):
         step = data.draw(st.integers(0, total + 2))
-        later = (later for later in range(step + 1, total + 1) if due(topology, later, total))
-        assert next_due(topology, step, total) == next(later, None)
+        later = (later for later in range(step + 1, total + 1) if topology.due(later, total))
+        assert topology.next_due(step, total) == next(later, None)
 
 
 def test_pruning_cannot_end_before_it_begins() -> None:
@@ -120,20 +123,20 @@ def test_pruning_cannot_end_before_it_begins() -> None:
 
 def test_final_counts_are_the_allocations() -> None:
     layout = MultiHead(split=1, heads=2).layout(nt_models.mlp(inputs=9, hidden=(8, 7), classes=3))
-    assert final_counts(Dense(), layout) == {p.name: p.weight.size for p in layout.sparsifiable}
+    assert Dense().final_counts(layout) == {p.name: p.weight.size for p in layout.sparsifiable}
     for topology in (
         Static(sparsity=0.7, allocation=Uniform()),
         Dynamic(sparsity=0.7, allocation=Uniform()),
         GradualPruning(sparsity=0.7, allocation=Uniform()),
     ):
-        assert final_counts(topology, layout) == allocate(layout, Uniform(), 0.7)
-        assert final_counts(topology, layout) != allocate(layout, ERK(), 0.7)
+        assert topology.final_counts(layout) == allocate(layout, Uniform(), 0.7)
+        assert topology.final_counts(layout) != allocate(layout, ERK(), 0.7)
 
 
 def test_criteria_are_those_a_topology_reads() -> None:
-    assert criteria(Dynamic(sparsity=0.5, grow=AtRandom())) == (Magnitude(), AtRandom())
+    assert Dynamic(sparsity=0.5, grow=AtRandom()).criteria == (Magnitude(), AtRandom())
     pruning = GradualPruning(sparsity=0.5, prune=MagnitudeAndGradient())
-    assert criteria(pruning) == (MagnitudeAndGradient(),)
+    assert pruning.criteria == (MagnitudeAndGradient(),)
 
 
 def test_a_number_stands_for_a_cosine_to_the_end_and_a_name_for_a_kind() -> None:
@@ -199,3 +202,55 @@ def test_semantics_of_the_published_families_have_names() -> None:
         assert PRESETS[family](graph).topology.semantics == Semantics(
             optimizer_step="taken", regrow="out", grown_value="zero"
         )
+
+
+# A kind of topology is one class.
+
+
+class Checkerboard(SparseTopology):
+    """Half of each weight, every other position, from the start; after step 3 the other half."""
+
+    kind: Literal["checkerboard"] = "checkerboard"
+    updates: ClassVar[bool] = True
+
+    def counts(self, layout: Layout) -> Mapping[str, int]:
+        return {placed.name: placed.weight.size // 2 for placed in layout.sparsifiable}
+
+    def initial_scores(self, placed: PlacedWeight, stream: Stream) -> Scores:
+        return lambda where: np.arange(placed.weight.size)[where] % 2
+
+    def due(self, step: int, total_steps: int) -> bool:
+        return step == 3
+
+    def swaps(self, layers: Sequence[Layer], moment: Moment, **_: Any) -> Mapping[str, Swap]:
+        return {
+            layer.name: Swap(pruned=np.flatnonzero(layer.active), grown=np.flatnonzero(~layer.active))
+            for layer in layers
+        }
+
+
+def test_a_new_kind_of_topology_is_one_class() -> None:
+    topology = Checkerboard(sparsity=0.5)
+    layout = MultiHead(split=1, heads=2).layout(nt_models.mlp(inputs=6, hidden=(4, 4), classes=2))
+    masks = dict(initial_masks(topology, layout, seed=0))
+    assert {name: mask.count for name, mask in masks.items()} == topology.final_counts(layout)
+    assert all((mask.flat() % 2 == 1).all() for mask in masks.values())
+    layers = [
+        Layer(
+            name=name,
+            weights=np.where(mask.dense(), 1.0, 0.0).reshape(-1),
+            gradients=None,
+            active=mask.dense().reshape(-1),
+            momentum=None,
+            shape=mask.shape,
+        )
+        for name, mask in masks.items()
+    ]
+    assert [step for step in range(1, 6) if topology.due(step, 5)] == [3]
+    assert not topology.reads_gradient()
+    targets = topology.final_counts(layout)
+    swaps = update(topology, layers, Moment(3, Random(0), NUMPY), total_steps=5, targets=targets)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(swaps[name].pruned, mask.flat())
+        assert (swaps[name].grown % 2 == 0).all()
+        assert len(swaps[name].grown) == mask.count

@@ -26,7 +26,6 @@ from nt_core.topology import (
     Static,
     Uniform,
     draw,
-    final_counts,
     initial_masks,
     initial_values,
 )
@@ -73,7 +72,7 @@ def test_masks_have_exactly_their_counts(
 ) -> None:
     topology = kind(sparsity=sparsity, allocation=rule)
     masks = dict(initial_masks(topology, layout, seed))
-    assert {name: mask.count for name, mask in masks.items()} == final_counts(topology, layout)
+    assert {name: mask.count for name, mask in masks.items()} == topology.final_counts(layout)
     assert {name: mask.shape for name, mask in masks.items()} == {
         placed.name: placed.weight.shape for placed in layout.sparsifiable
     }

@@ -29,7 +29,6 @@ from nt_core.topology import (
     GradualPruning,
     Semantics,
     draw,
-    final_counts,
     initial_masks,
     initial_values,
     share_of,
@@ -356,7 +355,7 @@ class Run:
 
     def __init__(self, spec: EnsembleSpec, seed: int) -> None:
         self.spec, self.random = spec, Random(seed)
-        self.targets = final_counts(spec.topology, spec.layout)
+        self.targets = spec.topology.final_counts(spec.layout)
         self.values: Arrays = dict(initial_values(spec.layout, seed))
         self.masks: dict[str, Mask] = dict(initial_masks(spec.topology, spec.layout, seed))
         self.momentum = {name: np.zeros_like(value) for name, value in self.values.items()}

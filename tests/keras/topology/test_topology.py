@@ -29,7 +29,7 @@ from nt_core import (
 from nt_core.masks import Moment
 from nt_core.policies import AtRandom, Layer, Magnitude, Swap, swap
 from nt_core.reference import forward, value_and_gradients
-from nt_core.topology import final_counts, replaces_step, update
+from nt_core.topology import update
 from nt_keras.compile import Ensemble, fill
 from nt_keras.engines import engine
 from nt_keras.topology import optimizers as recipes
@@ -163,7 +163,7 @@ def bench(name, replaced):
 
 def fresh(name, topology, seed):
     """Put a bench's model and optimiser where a new training starts."""
-    model, initial = bench(name, replaces_step(topology))
+    model, initial = bench(name, topology.replaces_step)
     for variable, value in zip(model.optimizer.variables, initial, strict=True):
         variable.assign(value)
     model.spec = spec_of(topology)
@@ -363,7 +363,7 @@ def test_an_update_chooses_what_the_core_chooses_from_the_batchs_dense_gradient(
             layers,
             Moment(number, Random(3)),
             total_steps=20,
-            targets=final_counts(topology, model.spec.layout),
+            targets=topology.final_counts(model.spec.layout),
         )
         changed = tracker.step()
         assert changed.step == number
@@ -586,7 +586,7 @@ def test_images_choose_what_the_canonical_layout_says():
         layers,
         Moment(1, Random(0)),
         total_steps=10,
-        targets=final_counts(spec.topology, spec.layout),
+        targets=spec.topology.final_counts(spec.layout),
     )
     for name, mask in masks.items():
         mask = mask.copy()

@@ -143,7 +143,7 @@ def trained(rank, preset, graph, world, wrap, dtype, states, units):
         "masks": nbytes(b for name, b in buffers.items() if name.endswith("weight_mask")),
         "statistics": nbytes(b for name, b in buffers.items() if "running" in name),
         "seen": sum(bits.nbytes for bits in topology._seen.values()),
-        "smoothed": nbytes(topology._momentum.values()),
+        "smoothed": nbytes(topology._gradients.smoothed.values()),
     }
     return held, (step.calls, step.bytes), (update.calls, update.bytes)
 

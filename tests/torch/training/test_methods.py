@@ -66,10 +66,11 @@ def test_momentum_is_the_exponential_mean_of_dense_gradients_counted_once_for_ea
         if number < 1:  # so that no update changes the masks, and with them the gradients
             topology.step()
         else:
-            topology._unseen_step, topology._kept = False, {}
+            topology._unseen_step = False
+            topology._gradients.forget()
         optimizer.zero_grad()
     for name, mean in expected.items():
-        torch.testing.assert_close(topology._momentum[name], mean, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(topology._gradients.smoothed[name], mean, rtol=1e-5, atol=1e-8)
         assert (mean[~model.mask(name)] != 0).any()
 
 
@@ -93,7 +94,7 @@ def test_a_step_that_grad_scaler_skips_does_not_enter_the_momentum():
         scaler.update()
     assert topology.steps == 3
     for name, mean in expected.items():
-        torch.testing.assert_close(topology._momentum[name], mean, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(topology._gradients.smoothed[name], mean, rtol=1e-5, atol=1e-8)
 
 
 def test_momentum_is_kept_only_for_topologies_that_read_it():
