@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from nt_core.cost import Cost, LayerCost
+from nt_core.metrics import IN_TABLES
 from nt_core.structure import Layout, Part, part_label
 
 
@@ -159,8 +160,8 @@ def _other_amounts(cost: Cost, examples: float | None) -> Iterator[tuple[str, st
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A column of :func:`compare_table`.
+class Column:
+    """A column of tables that compare runs.
 
     Attributes:
         title: of the column.
@@ -178,14 +179,15 @@ class Figure:
         return "\n".join(number(value) for value in (found if isinstance(found, list) else [found]))
 
 
-FIGURES: Final = (
-    Figure("accuracy", "accuracy", "examples"),
-    Figure("perpl.", "perplexity", "tokens"),
-    Figure("of each\nmember", "member_perplexity", "tokens"),
-    Figure("NLL", "nll"),
-    Figure("ECE", "ece", "examples"),
-    Figure("disagr.", "disagreement"),
-)
+def columns(units: Container[str]) -> list[Column]:
+    """Return the columns of the figures that runs of some units have.
+
+    Example:
+        >>> [column.title for column in columns({"examples"})]
+        ['accuracy', 'NLL', 'ECE', 'disagr.']
+    """
+    shown = [figure for figure in IN_TABLES if figure.unit is None or figure.unit in units]
+    return [Column(figure.heading, figure.name, figure.unit) for figure in shown]
 
 
 def number(value: float | None) -> str:
@@ -206,7 +208,9 @@ def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     ensemble and of each member, in the place of accuracy and ECE.
     """
     units = {row["unit"] for row in rows}
-    figures = [figure for figure in FIGURES if figure.unit in {None, *units}]
+    figures = columns(units)
+    if "tokens" in units:
+        figures.insert(1 + ("examples" in units), Column("of each\nmember", "member_perplexity", "tokens"))
     mixed = len({row["backend"] for row in rows}) > 1
     table = narrow_table(
         caption="×: relative to the single dense network (training FLOPs: trained on as many examples). "
@@ -238,21 +242,22 @@ def metrics_table(metrics: Mapping[str, Any], unit: str = "examples") -> Table:
 
     Args:
         metrics: as ``nt evaluate --json`` gives them.
-        unit: what they are means over; for ``tokens`` perplexity stands in the place of accuracy.
+        unit: of which they are means; for ``tokens`` perplexity stands in the place of accuracy.
     """
-    first = "perplexity" if unit == "tokens" else "accuracy"
+    shown = [figure for figure in IN_TABLES if not figure.leads or figure.unit == unit]
     table = narrow_table(caption=f"{metrics['count']:,} {unit}")
     table.add_column("")
-    for name in (first, "NLL", "ECE", "disagreement"):
-        table.add_column(name, justify="right")
-    members = list(zip(metrics[f"member_{first}"], metrics["member_nll"], strict=True))
-    for place, (figure, nll) in enumerate(members, start=1):
-        if len(members) > 1:
-            pairs = "  ".join(f"{pair:.4f}" for pair in metrics["disagreement_matrix"][place - 1])
-            table.add_row(f"member {place}", number(figure), number(nll), "", pairs)
+    for figure in shown:
+        table.add_column(figure.title, justify="right")
+    members = len(metrics["disagreement_matrix"])
+    for place in range(members if members > 1 else 0):
+        pairs = "  ".join(f"{pair:.4f}" for pair in metrics["disagreement_matrix"][place])
+        own = {figure: metrics[figure.of_members][place] for figure in shown if figure.of_members}
+        cells = [number(own[figure]) if figure in own else "" for figure in shown]
+        table.add_row(f"member {place + 1}", *cells[:-1], pairs)
     table.add_section()
-    cells = (number(metrics[name]) for name in (first, "nll", "ece", "disagreement"))
-    table.add_row("ensemble" if len(members) > 1 else "network", *cells)
+    cells = [number(metrics[figure.name]) for figure in shown]
+    table.add_row("ensemble" if members > 1 else "network", *cells)
     return table
 
 

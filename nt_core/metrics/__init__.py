@@ -5,6 +5,7 @@ for, and fitted weights of members. It imports the ground (``values``, ``errors`
 """
 
 from nt_core.metrics.aggregation import GAP, Fitted, fit, fit_temperature, fit_weights, log_mixture
+from nt_core.metrics.figures import FIGURES, IN_TABLES, RECORDED, Figure, leading
 from nt_core.metrics.ood import TPR, Detection, detection, ood_score
 from nt_core.metrics.sums import (
     ECE_BINS,
@@ -17,11 +18,15 @@ from nt_core.metrics.sums import (
 
 __all__ = [
     "ECE_BINS",
+    "FIGURES",
     "GAP",
+    "IN_TABLES",
     "MATRIX_MEMBERS",
+    "RECORDED",
     "TPR",
     "Aggregation",
     "Detection",
+    "Figure",
     "Fitted",
     "Metrics",
     "aggregate",
@@ -30,6 +35,7 @@ __all__ = [
     "fit",
     "fit_temperature",
     "fit_weights",
+    "leading",
     "log_mixture",
     "ood_score",
 ]

@@ -18,6 +18,7 @@ from scipy.special import log_softmax
 
 from nt_core.errors import DataError
 from nt_core.metrics.aggregation import Fitted, log_mixture
+from nt_core.metrics.figures import FIGURES, RECORDED
 
 Aggregation: TypeAlias = Literal["mean_prob", "mean_logit"] | Fitted
 """What is averaged over members: probabilities (FreeTickets), logits (published NeuroTrails code), or
@@ -245,9 +246,8 @@ class Metrics:
         return int(self.disagreements.sum()) / (self._examples * self.disagreements.size)
 
     def summary(self) -> dict[str, float]:
-        """Return the figures that stand in a history: accuracy, NLL, perplexity, ECE and disagreement."""
-        names = ("accuracy", "nll", "perplexity", "ece", "disagreement")
-        return {name: getattr(self, name) for name in names}
+        """Return the figures of an epoch's record, :data:`nt_core.metrics.RECORDED`."""
+        return {figure.name: getattr(self, figure.name) for figure in RECORDED}
 
     def pairs(self) -> dict[str, list[list[float]]]:
         """Return the disagreement matrix as a history holds it: that of 2 to 16 members, else nothing.
@@ -270,13 +270,11 @@ class Metrics:
             >>> Metrics.of(np.zeros((2, 4, 5)), np.zeros(4, int)).to_dict()["member_accuracy"]
             [1.0, 1.0]
         """
-        scalars = ("accuracy", "nll", "perplexity", "ece", "disagreement", "disagreement_full_matrix")
+        of_members = [figure.of_members for figure in FIGURES if figure.of_members is not None]
         return {
             "count": self.count,
-            **{name: getattr(self, name) for name in scalars},
-            "member_accuracy": self.member_accuracy.tolist(),
-            "member_nll": self.member_nll.tolist(),
-            "member_perplexity": self.member_perplexity.tolist(),
+            **{figure.name: getattr(self, figure.name) for figure in FIGURES},
+            **{name: getattr(self, name).tolist() for name in of_members},
         }
 
     @property

@@ -199,6 +199,7 @@ def train(
     """
     from nt_core import Tokens
     from nt_core.errors import NeuroTrailsError
+    from nt_core.metrics import leading
     from nt_lab.runs import architectures
     from nt_lab.runs.interrupted import begun
 
@@ -240,7 +241,7 @@ def train(
         if as_json:
             console.print_json(lab.result(lab.train(run, folder, **settings), folder))
             return
-        shown = "perplexity" if isinstance(ensemble.graph.input, Tokens) else "accuracy"
+        shown = leading("tokens" if isinstance(ensemble.graph.input, Tokens) else "examples").name
         with progress(console.screen(stderr=True), run.name, shown) as report:
             record = lab.train(run, folder, report=report, **settings)
     screen = console.screen()

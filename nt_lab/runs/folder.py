@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
+from nt_core.metrics import RECORDED
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.files import clear_temporaries, read_text, sync_folder, write_atomically
 from nt_core.files import ParseError, parse_json
@@ -215,7 +216,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
         "name": record["name"],
         "backend": _backend(record),
         "unit": record.get("data", {}).get("unit", "examples"),
-        **{name: metrics[name] for name in ("accuracy", "nll", "perplexity", "ece", "disagreement")},
+        **{figure.name: metrics[figure.name] for figure in RECORDED},
         "member_perplexity": metrics.get("member_perplexity"),
         "weights_active": cost["weights"]["active"],
         "flops_training": cost["flops"]["training_step"] * record["examples"],

@@ -9,14 +9,18 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nt_core.metrics import FIGURES
 from nt_core.training import Report
 
 LINES: Final = 10
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
 WRITE: Final[Mapping[str, Callable[[float], str]]] = {
     "loss": "{:.3f}".format,
-    "accuracy": lambda share: f"{share * 100:.1f} %",
-    "perplexity": "{:.3f}".format,
-    "density": lambda share: f"{share * 100:.1f} %",
+    **{figure.name: _percent if figure.percent else "{:.3f}".format for figure in FIGURES},
+    "density": _percent,
     "skipped": "{:,} batches".format,
 }
 

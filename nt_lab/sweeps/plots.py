@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nt_core.errors import NeuroTrailsError
+from nt_core.metrics import FIGURES
 from nt_lab.sweeps.records import FINISHED
 
 if TYPE_CHECKING:
@@ -50,9 +51,14 @@ class Panel:
     from_zero: bool = False
 
 
-ACCURACY: Final = Panel(key="accuracy", label="accuracy (%)", scale=100)
-PERPLEXITY: Final = Panel(key="perplexity", label="perplexity")
-DISAGREEMENT: Final = Panel(key="disagreement", label="disagreement (%)", scale=100)
+def _panel(name: str) -> Panel:
+    figure = next(figure for figure in FIGURES if figure.name == name)
+    if not figure.percent:
+        return Panel(key=name, label=figure.title)
+    return Panel(key=name, label=f"{figure.title} (%)", scale=100)
+
+
+ACCURACY, PERPLEXITY, DISAGREEMENT = map(_panel, ("accuracy", "perplexity", "disagreement"))
 FLOPS: Final = Panel(
     key="relative_flops_inference", label="inference FLOPs\n(× one dense network)", from_zero=True
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.metrics import RECORDED
 from nt_lab.runs.folder import RunFolder, flat, plain, row
 from nt_lab.sweeps.grid import Job
 
@@ -19,11 +20,7 @@ Execute = Callable[[Job, Path], str | None]
 
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 FIGURES: Final = (
-    "accuracy",
-    "nll",
-    "perplexity",
-    "ece",
-    "disagreement",
+    *(figure.name for figure in RECORDED),
     "weights_active",
     "flops_training",
     "flops_inference",

@@ -10,15 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nt_lab.tables import narrow_table, number, si
-
-POINT_FIGURES: Final = (
-    ("accuracy", "accuracy", "examples"),
-    ("perpl.", "perplexity", "tokens"),
-    ("NLL", "nll", None),
-    ("ECE", "ece", "examples"),
-    ("disagr.", "disagreement", None),
-)
+from nt_core.metrics import leading
+from nt_lab.tables import columns, narrow_table, number, si
 
 
 def points_table(points: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Table:
@@ -29,13 +22,13 @@ def points_table(points: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> 
         fields: that were swept.
     """
     units = {point["unit"] for point in points}
-    figures = [(title, key) for title, key, unit in POINT_FIGURES if unit is None or unit in units]
+    figures = columns(units)
     table = narrow_table(
         caption="±: standard deviation over seeds (n − 1). ×: relative to the single dense network."
     )
     for name in fields:
         table.add_column(name, overflow="fold")
-    titles = [title for title, _ in figures]
+    titles = [figure.title for figure in figures]
     for name in ("runs", *titles, "training\nFLOPs", "inference\nFLOPs", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
@@ -43,7 +36,7 @@ def points_table(points: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> 
         table.add_row(
             *(Text(str(point[name])) for name in fields),
             runs,
-            *(_spread(point, key) for _, key in figures),
+            *(_spread(point, figure.key) for figure in figures),
             *(_with_relative(point, key) for key in ("flops_training", "flops_inference")),
             "" if point["seconds"] is None else f"{point['seconds']:.1f}",
         )
@@ -73,7 +66,7 @@ def history_table(name: str, events: Sequence[Mapping[str, Any]], *, tokens: boo
         tokens: whether it is a language model.
     """
     epochs = [event for event in events if event["event"] == "epoch"]
-    first = "perplexity" if tokens else "accuracy"
+    first = leading("tokens" if tokens else "examples").name
     table = narrow_table(title=Text(name), title_justify="left")
     for title in ("epoch", "step", "loss", first, "disagr.", "replaced"):
         table.add_column(title, justify="right")

@@ -27,7 +27,7 @@ import nt_torch
 from nt_core import policies, spec, structure, topology
 from nt_core.checkpoint import save_checkpoint
 from nt_core.graph import ops
-from nt_core.metrics import Metrics
+from nt_core.metrics import RECORDED, Metrics
 from nt_core.spec import file
 from nt_core.topology import allocation, at_init, declared, schedules
 from nt_core.training import plan, recipe
@@ -134,7 +134,7 @@ def test_the_page_lists_what_compare_prints_as_json(cli: str) -> None:
         "flops": {"inference": 1, "training_step": 1.0},
         "relative_to_single_dense": {"weights_active": 1, "flops_inference": 1, "flops_training_step": 1},
     }
-    metrics = {"accuracy": 1, "nll": 0, "perplexity": 1, "ece": 0, "disagreement": 0}
+    metrics = dict.fromkeys((figure.name for figure in RECORDED), 1)
     made = row({"name": "a", "metrics": metrics, "cost": cost, "examples": 1, "seconds": 1.0})
     assert first_cells(section(cli, "### JSON of `nt compare`")) == set(dotted(made))
     assert first_cells(section(cli, "### JSON of `nt train`")) == {"folder"}

@@ -6,45 +6,42 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.state import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
-from nt_core.finite import nothing_finite, skipped
+from nt_core.finite import nothing_finite
 from nt_core.metrics import Metrics
-from nt_core.states import State, States, Stopped, identity
+from nt_core.states import State, States, identity
 from nt_core.training import Batches, Report, Share, Trained, Training, first_examples
 from nt_torch.checkpoint import checkpoint, restore
 from nt_torch.compile import compile  # noqa: A004
 from nt_torch.evaluate import evaluate
 from nt_torch.network.execution import Execution
-from nt_torch.network.losses import ensemble_loss
 from nt_torch.network.measurement import measure_heads
 from nt_torch.network.model import Ensemble, fast_layout, find_device
 from nt_torch.processes.group import from_main
 from nt_torch.processes.shards import mesh_of
-from nt_torch.topology.finite import Guard, strict
+from nt_torch.topology.finite import Guard
 from nt_torch.topology.optimizers import make_optimizer
 from nt_torch.topology.topology import Topology
 from nt_torch.training.acceleration import accelerate_alone, deterministic, make_accelerator
 from nt_torch.training.fsdp import expect_divisible, with_shards
 from nt_torch.training.fsdp import shard as divide
+from nt_torch.training.keeper import Keeper
 from nt_torch.training.loading import Epochs, expect_batch_size
 from nt_torch.training.position import Position
 from nt_torch.training.saliency import prune_at_init
-from nt_torch.training.states import begun, content, restore_model, restore_random
+from nt_torch.training.states import begun, restore_model, restore_random
 from nt_torch.training.states import restore as restore_state
-
-ASKED_EVERY: Final = 8
-"""Of several processes: steps from one time to the next that they ask each other whether to stop or save."""
+from nt_torch.training.steps import Steps
 
 
 def train(
@@ -137,10 +134,9 @@ class _Run:
         shard: bool,
         execution: Execution | None,
     ) -> None:
-        self.training, self.accelerator, self.states = training, accelerator, states
-        self.report = report
-        self.identity = identity(spec, training, seed, len(data))
-        found = from_main(lambda: None if states is None else states.latest(self.identity))
+        self.training, self.accelerator, self.report = training, accelerator, report
+        this = identity(spec, training, seed, len(data))
+        found = from_main(lambda: None if states is None else states.latest(this))
         self.spec, self.share = spec, Share(accelerator.process_index, accelerator.num_processes)
         expect_batch_size(training, spec.structure, self.share.of)
         if shard:
@@ -174,7 +170,23 @@ class _Run:
             escapes=self.timeline.escapes,
             leaving=lambda: leave(self.model, self.timeline.member_after(self.topology.steps)),
         )
-        self.guard = Guard(self.topology.model, training.non_finite)
+        self.steps = Steps(
+            spec=spec,
+            training=training,
+            timeline=self.timeline,
+            accelerator=accelerator,
+            model=self.model,
+            topology=self.topology,
+            guard=Guard(self.topology.model, training.non_finite),
+            report=report,
+        )
+        self.keeper = Keeper(
+            states=states,
+            identity=this,
+            accelerator=accelerator,
+            topology=self.topology,
+            position=self._position,
+        )
         self.at = Position()
         self.random: Mapping[str, Any] | None = None
         if found is not None:
@@ -187,31 +199,10 @@ class _Run:
         self.at = Position(**position, losses=list(losses * self.accelerator.is_main_process))
         self.random = state.content
 
-    def _save(self) -> None:
-        assert self.states is not None
+    def _position(self) -> Mapping[str, Any]:
+        """Return the counts and settings that a state holds beside model, optimiser, and topology."""
         position = {**vars(self.at), "losses": self._losses().cpu().numpy()}
-        states, steps = self.states, self.topology.steps
-        parts = partial(states.new_parts, steps)
-        whole = {**content(self.accelerator, self.topology, parts), "position": position}
-        whole["execution"] = self.execution.model_dump()
-        if self.accelerator.is_main_process:
-            states.save(State(step=steps, training=self.identity, content=whole))
-
-    def _keep(self) -> None:
-        """Save the state if it is time, or if the training is to stop."""
-        if self.states is None:
-            return
-        steps, total = self.topology.steps, self.topology.total_steps
-        stopping, due = self.states.stopping() and steps < total, self.states.due(steps)
-        if self.share.of > 1:
-            if steps % ASKED_EVERY and not (due and self.states.every):
-                return
-            flags = torch.tensor([stopping, due], dtype=torch.int32, device=self.accelerator.device)
-            stopping, due = (self.accelerator.reduce(flags, "sum") > 0).tolist()
-        if stopping or due:
-            self._save()
-        if stopping:
-            raise Stopped(f"stopped after step {steps} of {total}")
+        return {"position": position, "execution": self.execution.model_dump()}
 
     def _losses(self) -> Tensor:
         """Return each micro-batch's loss times its examples, over all processes."""
@@ -278,12 +269,12 @@ class _Run:
                 self._choose_heads(inputs, labels)
             before = self.topology.steps
             share = self._share(at.seen, count) * part * self.share.of
-            at.add(self._backward(inputs, labels, share) * count * part, count)
+            at.add(self.steps.backward(inputs, labels, share, at) * count * part, count)
             if self.accelerator.sync_gradients:
-                self._step()
+                self.steps.step(self.optimizer, at)
             at.seconds = time.perf_counter() - began
             if self.topology.steps > before:
-                self._keep()
+                self.keeper.keep()
         self._expect_progress()
         return float(self._losses().double().sum()) / (at.seen - at.left_out)
 
@@ -292,7 +283,7 @@ class _Run:
         steps, scaler = self.topology.steps, self.accelerator.scaler
         futile = scaler is not None and steps == self.at.first_step and scaler.get_scale() < 1
         if self.at.left_out == self.at.seen or futile:
-            raise nothing_finite(self.at.epoch, steps, self._lr)
+            raise nothing_finite(self.at.epoch, steps, self.steps.lr)
 
     @property
     def _is_open(self) -> bool:
@@ -301,14 +292,9 @@ class _Run:
 
     def _choose_heads(self, inputs: Tensor, labels: Tensor) -> None:
         model = self.topology.model
-        found = from_main(lambda: measure_heads(model, lambda: self._loss(model, inputs, labels)))
+        found = from_main(lambda: measure_heads(model, lambda: self.steps.loss(model, inputs, labels)))
         model.execution = self.execution = self.execution.replace(heads=found.heads)
         self.report(found.to_event())
-
-    def _loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            logits = model(inputs)
-        return ensemble_loss(logits.float(), labels, self.spec)
 
     def _share(self, seen: int, count: int) -> float:
         """Return a micro-batch's share of its optimiser step, times the number accelerate divides by."""
@@ -316,57 +302,12 @@ class _Run:
         examples = min(size, self.examples - seen // size * size)
         return count * self.training.accumulation / examples
 
-    @property
-    def _lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def _backward(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
-        """Add a micro-batch's gradients to those of its step; return its loss."""
-        if self.at.seen % self.training.batch_size == 0:
-            self.guard.begin()
-        with self.accelerator.accumulate(self.model):
-            loss = self._loss(self.model, inputs, labels)
-            self.accelerator.backward(strict(loss, share))
-        return loss.detach()
-
-    def _step(self) -> None:
-        """Take an optimiser step, unless its loss or gradient is not finite."""
-        taken = self.topology.steps
-        factor = self.timeline.factor(self.training.learning_rate, taken)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.training.optimizer.lr * factor
-        # A loss scale finds its size by gradients that are not finite, and takes no step by them either.
-        scaled = self.accelerator.scaler is not None
-        if good := scaled or self.guard.passes(taken + 1, self._lr):
-            self._optimize()
-        self.optimizer.zero_grad()
-        if scaled and self.topology.steps == taken:
-            count = self.at.micro_batches(self.training)
-            losses = self.accelerator.reduce(torch.stack(self.at.losses[-count:]), "sum")
-            good = self.guard.passes_losses(taken + 1, self._lr, losses)
-        if not good:
-            self.at.leave_out(self.training)
-            self.report(skipped(taken + 1, self.at.skipped))
-
-    def _optimize(self) -> None:
-        taken = self.topology.steps
-        if self.training.clip_norm is not None:
-            self.accelerator.unscale_gradients()
-            self.topology.mask_gradients()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-        self.optimizer.step()
-        changed = self.topology.step()
-        if self.topology.steps > taken:
-            self.report({"event": "step", "step": self.topology.steps})
-        if changed is not None:
-            self.report(changed.to_event())
-
     def _report_epoch(self, number: int, loss: float, seconds: float, metrics: Metrics | None) -> None:
         record = {
             "epoch": number,
             "step": self.topology.steps,
             "loss": loss,
-            "lr": self._lr,
+            "lr": self.steps.lr,
             "density": self.topology.density,
             "seconds": seconds,
         }

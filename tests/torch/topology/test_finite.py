@@ -18,6 +18,7 @@ from nt_core.finite import gradient_not_finite
 from nt_core.testing.data import Blobs
 from nt_core.testing.spoiling import expect_no_trace, spoilt
 from nt_core.training import SGD, Adam, AdamW, LearningRate, Training
+from nt_torch.training import steps
 
 PRESETS_HERE = ["treenet", "neurotrails", "rigl_paper", "snfs", "deep_r", "gradual_pruning"]
 
@@ -158,22 +159,22 @@ def test_a_loss_scale_that_finds_no_size_is_an_error(monkeypatch):
         def backward(context, gradient):
             return gradient * math.inf
 
-    loss = nt_torch.train.__globals__["ensemble_loss"]
+    loss = steps.ensemble_loss
     broken = lambda logits, *args, **kwargs: loss(Broken.apply(logits), *args, **kwargs)  # noqa: E731
-    monkeypatch.setitem(nt_torch.train.__globals__, "ensemble_loss", broken)
+    monkeypatch.setattr(steps, "ensemble_loss", broken)
     scaled(monkeypatch, 2.0**4)
     with pytest.raises(NotFiniteError, match=r"epoch 1: no batch gave a finite gradient"):
         train(nt_torch, spec_of("single").replace(plan=OneRun(epochs=9)), Blobs(60))
 
 
 def test_an_infinite_loss_whose_gradient_is_finite_counts(monkeypatch):
-    loss, calls = nt_torch.train.__globals__["ensemble_loss"], []
+    loss, calls = steps.ensemble_loss, []
 
     def infinite(*args, **kwargs):
         calls.append(None)
         return loss(*args, **kwargs) + (math.inf if len(calls) == 3 else 0)
 
-    monkeypatch.setitem(nt_torch.train.__globals__, "ensemble_loss", infinite)
+    monkeypatch.setattr(steps, "ensemble_loss", infinite)
     spec = spec_of("neurotrails").replace(plan=OneRun(epochs=1))
     assert train(nt_torch, spec, Blobs(60), non_finite="skip").skipped == 1
     calls.clear()
