@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nt_core.checkpoint.directory import Values
 from nt_core.graph import INPUT
-from nt_core.graph.ops import Conv2d, Linear, Op
+from nt_core.graph.ops import Op
 from nt_core.structure import Layout, Part, weight_name
 from nt_core.values import Shape
 
@@ -120,7 +120,7 @@ def _of_member(op: Op, own: dict[str, NDArray[Any]], member: int) -> dict[str, N
     """Return the arrays of one member of those that share an op."""
     if getattr(op, "members", None) is not None:
         return {name: array[member] for name, array in own.items()}
-    if not isinstance(op, Conv2d | Linear) or op.factors is None:
+    if getattr(op, "factors", None) is None:
         return own
     weight, groups = own["weight"], getattr(op, "groups", 1)
     outputs, inputs = weight.shape[:2]

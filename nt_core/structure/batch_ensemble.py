@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.graph import BlockGraph, Node, Spread
-from nt_core.graph.ops import BatchNorm, Conv2d, Factors, LayerNorm, Linear, Op, RMSNorm
 from nt_core.random import Stream
 from nt_core.structure.base import Structure, divisible
 from nt_core.structure.layout import Layout, Part
@@ -60,12 +59,8 @@ class BatchEnsemble(Structure):
         )
 
     def _shared(self, node: Node) -> Node:
-        op: Op = node.op
-        if isinstance(op, Conv2d | Linear):
-            op = op.replace(factors=Factors(members=self.count, spread=self.factors))
-        elif isinstance(op, BatchNorm | LayerNorm | RMSNorm) and self.norms == "per_member":
-            op = op.replace(members=self.count)
-        return replace(node, op=op)  # type: ignore[arg-type]
+        own_norms = self.norms == "per_member"
+        return replace(node, op=node.op.for_members(self.count, self.factors, own_norms=own_norms))
 
     def member_rows(self, count: int, stream: Stream) -> NDArray[np.int64] | None:
         """Fill up a last, shorter batch of an epoch from its beginning, so that it can be split."""

@@ -72,6 +72,29 @@ def _swiglu(b: BlockWriter, x: Tensor, hidden: int) -> Tensor:
     return b.linear(b.multiply(b.activation(gate, "silu"), up), x.shape[1], bias=False)
 
 
+def inverted_residuals(blocks: int = 17) -> BlockGraph:
+    """Make a deep network of inverted residual blocks, those of MobileNetV2 (Sandler et al. 2018, table 2).
+
+    Each block expands channels, filters each channel by itself, and projects them, every time followed by
+    batch normalisation, so that rounding errors grow over many ops.
+    """
+    channels = 8
+    net = GraphBuilder(Image(channels=3, height=16, width=16))
+    with net.stem() as b:
+        b.out = b.relu(b.norm(b.conv(b.inp, channels, kernel=3, stride=2, pad=1)))
+    for number in range(blocks):
+        wider, stride = 4 * (number % 4 == 1), 2 if number in (1, 3) else 1
+        with net.block(f"block{number + 1}") as b:
+            h = b.relu(b.norm(b.conv(b.inp, 6 * channels, kernel=1)))
+            h = b.conv(h, 6 * channels, kernel=3, stride=stride, pad=1, groups=6 * channels)
+            h = b.norm(b.conv(b.relu(b.norm(h)), channels + wider, kernel=1))
+            b.out = h if wider or stride > 1 else b.add(h, b.inp)
+        channels += wider
+    with net.classifier() as b:
+        b.out = b.linear(b.global_avg_pool(b.relu(b.norm(b.conv(b.inp, 32, kernel=1)))), 5)
+    return net.build()
+
+
 MODELS: Mapping[str, Callable[[], BlockGraph]] = MappingProxyType(
     {
         "mlp": perceptron,

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from nt_core.graph.ops.attention import Attention
-from nt_core.graph.ops.base import Factors, Op, Padding, Pair
+from nt_core.graph.ops.base import Factors, MemberNorm, Op, Padding, Pair, ScaledOp, SharedOp
 from nt_core.graph.ops.dense import Embedding, Linear
 from nt_core.graph.ops.elementwise import Activation, Add, Concat, Dropout, Flatten, Multiply
 from nt_core.graph.ops.images import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d
@@ -67,12 +67,15 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MaxPool2d",
+    "MemberNorm",
     "Multiply",
     "Op",
     "Padding",
     "Pair",
     "Positions",
     "RMSNorm",
+    "ScaledOp",
+    "SharedOp",
     "TakeToken",
     "ToSequence",
     "Transpose",

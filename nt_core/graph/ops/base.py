@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -18,10 +18,26 @@ Padding = tuple[tuple[NotNegative, NotNegative], tuple[NotNegative, NotNegative]
 
 
 class Op(Value, ABC):
-    """What all ops share: ``arity`` inputs (None: two or more), an output shape, weights, multiply-adds."""
+    """The base of all ops: ``arity`` inputs (None: two or more), a shape, weights, multiply-adds.
+
+    An op that owns weights derives from :class:`ScaledOp`, :class:`MemberNorm` or :class:`SharedOp`, which
+    say how members share it, or defines :meth:`for_members` itself.
+
+    Raises:
+        TypeError: at its definition, if it owns weights and does not say how members share them.
+    """
 
     kind: str
     arity: ClassVar[int | None] = 1
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.weights is not Op.weights and cls.for_members is Op.for_members:
+            raise TypeError(
+                f"op {cls.__name__}: it owns weights, but does not say how members share them; derive it "
+                "from ScaledOp, MemberNorm or SharedOp, or define for_members"
+            )
 
     @abstractmethod
     def output_shape(self, *inputs: Shape) -> Shape:
@@ -34,6 +50,16 @@ class Op(Value, ABC):
     def weights(self) -> tuple[Weight, ...]:
         """Return the arrays this op owns."""
         return ()
+
+    def for_members(self, members: int, spread: Spread, *, own_norms: bool) -> Self:
+        """Return the op as members have it that share every block (BatchEnsemble).
+
+        Args:
+            members: M.
+            spread: how each member's scales of a kernel are drawn.
+            own_norms: whether each member has normalisations of its own.
+        """
+        return self
 
     def positions(self, *inputs: Shape) -> int:
         """Return how often each kernel element is used for one example: the output's positions."""
@@ -64,6 +90,39 @@ class Factors(Value):
             factor("output_factor", outputs, self.members, self.spread),
             *([vector("bias", outputs, "bias", 0.0, self.members)] if bias else []),
         )
+
+
+class ScaledOp(Op, ABC):
+    """An op whose kernel members share and scale, each by factors of its own.
+
+    Attributes:
+        factors: each member's scales; None: the kernel is one network's.
+    """
+
+    factors: Factors | None = None
+
+    def for_members(self, members: int, spread: Spread, *, own_norms: bool) -> Self:
+        return self.replace(factors=Factors(members=members, spread=spread))
+
+
+class MemberNorm(Op, ABC):
+    """A normalisation that members share, or of which each has its own.
+
+    Attributes:
+        members: how many have their own; None: it is one for all.
+    """
+
+    members: Members | None = None
+
+    def for_members(self, members: int, spread: Spread, *, own_norms: bool) -> Self:
+        return self.replace(members=members) if own_norms else self
+
+
+class SharedOp(Op, ABC):
+    """An op whose weights all members share as they are."""
+
+    def for_members(self, members: int, spread: Spread, *, own_norms: bool) -> Self:
+        return self
 
 
 def expect_image(shape: Shape, channels: int | None = None) -> None:

@@ -6,12 +6,12 @@ import math
 from typing import Literal
 
 from nt_core.errors import GraphError
-from nt_core.graph.ops.base import Factors, Op, expect_features
+from nt_core.graph.ops.base import ScaledOp, SharedOp, expect_features
 from nt_core.graph.weights import Init, Weight, kernel, table, vector
 from nt_core.values import Count, Shape
 
 
-class Linear(Op):
+class Linear(ScaledOp):
     """Affine map of the last axis. (…, in) → (…, out), weight (out, in)."""
 
     kind: Literal["linear"] = "linear"
@@ -19,7 +19,6 @@ class Linear(Op):
     out_features: Count
     bias: bool = True
     init: Init = "lecun_uniform"
-    factors: Factors | None = None
 
     def output_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs
@@ -36,7 +35,7 @@ class Linear(Op):
         return math.prod(inputs[0][:-1])
 
 
-class Embedding(Op):
+class Embedding(SharedOp):
     """A row of a table for each token. (length,) of token numbers → (length, features)."""
 
     kind: Literal["embedding"] = "embedding"

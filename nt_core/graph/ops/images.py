@@ -6,12 +6,12 @@ import math
 from typing import Literal
 
 from nt_core.errors import GraphError
-from nt_core.graph.ops.base import Factors, Op, Padding, Pair, expect_image, windows
+from nt_core.graph.ops.base import Op, Padding, Pair, ScaledOp, expect_image, windows
 from nt_core.graph.weights import Init, Weight, kernel, vector
 from nt_core.values import Count, Shape
 
 
-class Conv2d(Op):
+class Conv2d(ScaledOp):
     """2-D convolution. (in, H, W) → (out, H', W'), weight (out, in / groups, kh, kw)."""
 
     kind: Literal["conv2d"] = "conv2d"
@@ -23,7 +23,6 @@ class Conv2d(Op):
     groups: Count = 1
     bias: bool = False
     init: Init = "he_normal"
-    factors: Factors | None = None
 
     def output_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs

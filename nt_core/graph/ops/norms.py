@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nt_core.errors import GraphError
-from nt_core.graph.ops.base import Op, expect_features
+from nt_core.graph.ops.base import MemberNorm, expect_features
 from nt_core.graph.weights import Weight, vector
-from nt_core.values import Count, Fraction, Members, Shape
+from nt_core.values import Count, Fraction, Shape
 
 
-class BatchNorm(Op):
+class BatchNorm(MemberNorm):
     """Normalise each channel over batch and positions (Ioffe & Szegedy 2015). (C, …) → (C, …).
 
     ``momentum`` is the weight of the new batch: running = (1 − momentum)·running + momentum·batch, with the
@@ -24,7 +24,6 @@ class BatchNorm(Op):
     channels: Count
     momentum: Fraction = 0.1
     eps: Annotated[float, Field(gt=0)] = 1e-5
-    members: Members | None = None
 
     def output_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs
@@ -41,9 +40,8 @@ class BatchNorm(Op):
         )
 
 
-class _LastAxisNorm(Op):
+class _LastAxisNorm(MemberNorm):
     features: Count
-    members: Members | None = None
 
     def output_shape(self, *inputs: Shape) -> Shape:
         expect_features(inputs[0], self.features)

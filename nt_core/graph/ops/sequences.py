@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from nt_core.errors import GraphError
-from nt_core.graph.ops.base import NotNegative, Op, expect_features, expect_image, expect_sequence
+from nt_core.graph.ops.base import NotNegative, Op, SharedOp, expect_features, expect_image, expect_sequence
 from nt_core.graph.weights import Weight, table
 from nt_core.values import Count, Shape
 
@@ -30,7 +30,7 @@ class Transpose(Op):
         return expect_sequence(inputs[0])[::-1]
 
 
-class ClassToken(Op):
+class ClassToken(SharedOp):
     """One learned vector before the first (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T + 1, D)."""
 
     kind: Literal["class_token"] = "class_token"
@@ -45,7 +45,7 @@ class ClassToken(Op):
         return (table(1, self.features),)
 
 
-class Positions(Op):
+class Positions(SharedOp):
     """Add a learned vector at each place (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T, D)."""
 
     kind: Literal["positions"] = "positions"

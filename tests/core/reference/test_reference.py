@@ -18,6 +18,7 @@ from nt_core.reference.attention import rotate
 from nt_core.reference.images import fold, unfold
 from nt_core.testing import Case, model_cases, op_cases, random_input, random_values
 from nt_core.testing.strategies import block_graphs, cases
+from nt_core.topology import initial_values
 
 slow = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 rng = np.random.default_rng
@@ -402,3 +403,14 @@ def test_wrong_arrays_are_named(change: str, message: str) -> None:
             np.ones((4, 5)) if change == "input" else x,
             upstream[0] if change == "upstream" else upstream,
         )
+
+
+def test_a_norm_as_builders_write_it_takes_a_tenth_of_each_batch_into_its_running_statistics() -> None:
+    layout = Single().layout(nt_models.mlp(inputs=3, hidden=(2,), classes=2, norm=True))
+    values = dict(initial_values(layout, seed=0))
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    hidden = x @ values["head1/hidden1/linear1.weight"].T + values["head1/hidden1/linear1.bias"]
+    running = value_and_gradients(layout, values, x, np.zeros((1, 8, 2))).running
+    mean, variance = (running[f"head1/hidden1/norm1.running_{name}"] for name in ("mean", "var"))
+    np.testing.assert_allclose(mean, 0.1 * hidden.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(variance, 0.9 + 0.1 * hidden.var(axis=0, ddof=1), rtol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,9 +31,12 @@ from nt_core import (
 )
 from nt_core.cost import cost
 from nt_core.errors import DataError
+from nt_core.graph import Node, ops
+from nt_core.graph.weights import vector
 from nt_core.reference import forward
 from nt_core.testing.data import random_input, random_values
 from nt_core.testing.models import MODELS
+from nt_core.values import Shape
 
 WIDE_RESNET = nt_models.wide_resnet(depth=16, width=1, classes=5, size=8)
 PERCEPTRON = nt_models.mlp(inputs=12, hidden=(10, 9, 8), classes=5)
@@ -342,3 +345,43 @@ def test_flops_count_the_rows_that_members_are() -> None:
     inference, training = of(MIMO(count=3, repetitions=4))
     assert inference == pytest.approx(1.0002, abs=2e-4)  # a wider first convolution and a wider last map
     assert training == pytest.approx(4 * inference)
+
+
+# An op says itself what of it members have of their own.
+
+
+def test_an_op_that_owns_weights_must_say_how_members_share_them() -> None:
+    with pytest.raises(TypeError, match="op Silent: it owns weights, but does not say how"):
+
+        class Silent(ops.Op):
+            kind: Literal["silent"] = "silent"
+
+            def output_shape(self, *inputs: Shape) -> Shape:
+                return inputs[0]
+
+            def weights(self) -> tuple[ops.Weight, ...]:
+                return (vector("weight", 3, "scale", 1.0),)
+
+
+class GroupNorm(ops.MemberNorm):
+    kind: Literal["group_norm"] = "group_norm"
+    channels: int
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        return inputs[0]
+
+    def weights(self) -> tuple[ops.Weight, ...]:
+        return (vector("weight", self.channels, "scale", 1.0, self.members),)
+
+
+@pytest.mark.parametrize(("norms", "shape"), [("shared", (4,)), ("per_member", (3, 4))])
+def test_a_new_norm_is_each_member_s_own_where_norms_are(norms: Any, shape: Shape) -> None:
+    structure = BatchEnsemble(count=3, norms=norms)
+    node = Node(name="norm", op=GroupNorm(channels=4), inputs=("input",))  # type: ignore[arg-type]
+    assert [weight.shape for weight in structure._shared(node).op.weights()] == [shape]
+
+
+@pytest.mark.parametrize("op", ops.OPS, ids=lambda op: op.__name__)
+def test_every_op_with_weights_says_how_members_share_them(op: type[ops.Op]) -> None:
+    owns = op.weights is not ops.Op.weights
+    assert owns == issubclass(op, ops.ScaledOp | ops.MemberNorm | ops.SharedOp)

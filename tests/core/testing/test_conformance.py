@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from nt_core.reference import (
     Reference,
     Values,
 )
+from nt_core.structure import Single
 from nt_core.testing import (
     CHECKS,
     Backend,
@@ -34,7 +35,9 @@ from nt_core.testing import (
     model_cases,
     op_cases,
 )
-from nt_core.testing.conformance import Check, assert_close
+from nt_core.testing.conformance import Check, Expected, assert_close, evaluated
+from nt_core.testing.models import inverted_residuals
+from nt_core.testing.problem import problem
 from nt_core.testing.strategies import cases
 from nt_models.tiny import TINY
 
@@ -346,16 +349,15 @@ def fails(check: Check, backend: Backend, case: Case, dtype: Any) -> bool:
 
 
 def test_tolerances_are_relative_to_the_array_or_to_one() -> None:
-    case = OPS[0]
     big, small = np.array([1e6, 1.0]), np.array([1e-6, 0.0])
-    assert_close(big + np.array([0, 5e-5]), big, case, np.float64, "big")
-    assert_close(small + 5e-11, small, case, np.float64, "small")
-    with pytest.raises(AssertionError, match="conv2d: big"):
-        assert_close(big + np.array([0, 2e-4]), big, case, np.float64, "big")
-    with pytest.raises(AssertionError, match="conv2d: small"):
-        assert_close(small + 2e-10, small, case, np.float64, "small")
-    with pytest.raises(AssertionError, match="conv2d: nan"):
-        assert_close(small * np.nan, small, case, np.float64, "nan")
+    assert_close(big + np.array([0, 5e-5]), big, 1e-10, np.float64, "big")
+    assert_close(small + 5e-11, small, 1e-10, np.float64, "small")
+    with pytest.raises(AssertionError, match="big"):
+        assert_close(big + np.array([0, 2e-4]), big, 1e-10, np.float64, "big")
+    with pytest.raises(AssertionError, match="small"):
+        assert_close(small + 2e-10, small, 1e-10, np.float64, "small")
+    with pytest.raises(AssertionError, match="nan"):
+        assert_close(small * np.nan, small, 1e-10, np.float64, "nan")
 
 
 # Dropout.
@@ -391,3 +393,52 @@ def test_dropout_conforms(dtype: Any) -> None:
 def test_broken_dropout_is_found_out(backend: Dropping) -> None:
     with pytest.raises(AssertionError):
         check_dropout(backend, np.float64)
+
+
+# Deep networks: tolerances follow the rounding that depth brings, and no further.
+
+DEEP = Case(name="inverted_residuals", graph=inverted_residuals(), structure=Single(), kind="model", batch=3)
+
+
+@dataclass(frozen=True)
+class Scaled(NumpyBackend):
+    """NumPy's results with a relative error in the logits, and in the gradient of the first weight."""
+
+    share: float = 0.0
+
+    def forward(self, case: Case, values: Values, x: Array, *, training: bool) -> Array:
+        logits = super().forward(case, values, x, training=training)
+        return logits * logits.dtype.type(1 + self.share)
+
+    def gradients(self, case: Case, values: Values, x: Array, upstream: Array) -> Mapping[str, Array]:
+        found = dict(super().gradients(case, values, x, upstream))
+        first = next(iter(found))
+        return found | {first: found[first] * x.dtype.type(1 + self.share)}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_deep_network_conforms_in_both_dtypes(check: Check) -> None:
+    for dtype in (np.float64, np.float32):
+        check(NumpyBackend(), DEEP, dtype)
+
+
+@pytest.mark.parametrize("case", [MODELS[0], DEEP], ids=str)
+@pytest.mark.parametrize("check", [check_forward, check_gradients])
+def test_a_wrong_formula_is_found_out_at_any_depth(check: Check, case: Case) -> None:
+    assert fails(check, Scaled(share=1e-5), case, np.float64)
+
+
+@pytest.mark.parametrize("case", [MODELS[0], DEEP], ids=str)
+def test_single_precision_finds_wrong_logits_at_any_depth(case: Case) -> None:
+    assert fails(check_forward, Scaled(share=0.1), case, np.float32)
+
+
+def test_the_tolerance_grows_with_depth() -> None:
+    tolerances = []
+    for blocks in (2, 17):
+        case = replace(DEEP, graph=inverted_residuals(blocks))
+        wanted = Expected(
+            problem(case, np.float64), lambda of, case=case: evaluated(case, of).gradients, 0.0, np.float64
+        )
+        tolerances.append(wanted.tolerance(wanted.exact))
+    assert tolerances[0] < tolerances[1] < 1e-6

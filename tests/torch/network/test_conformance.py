@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nt_core import Independent, Random
+from nt_core import Independent, MultiHead, Random, Single
 from nt_core.graph import ops
 from nt_core.graph.ops import OPS
 from nt_core.policies import Layer
-from nt_core.testing import CHECKS, check_dropout, check_update, model_cases, op_cases, update_cases
+from nt_core.testing import CHECKS, Case, check_dropout, check_update, model_cases, op_cases, update_cases
+from nt_core.testing.models import inverted_residuals
 from nt_models.tiny import TINY
 from nt_torch.network.batched import BATCHED
 from nt_torch.network.execution import Execution, why_not_batched
@@ -22,6 +23,10 @@ from nt_torch.topology.arrays import TorchArrays, threefry2x32
 from nt_torch.topology.topology import Topology
 
 CASES = [*op_cases(), *model_cases({name: make() for name, make in TINY.items()})]
+DEEP = [
+    Case(name=f"deep_{type(s).__name__}", graph=inverted_residuals(), structure=s, kind="model", batch=4)
+    for s in (Single(), MultiHead(split=6, heads=2))
+]
 
 
 class TorchBackend:
@@ -75,7 +80,7 @@ def test_every_op_has_a_lowering():
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *DEEP], ids=str)
 def test_conforms_to_the_reference(case, check, dtype):
     check(TorchBackend(), case, dtype)
 
