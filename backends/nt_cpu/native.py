@@ -5,25 +5,49 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.errors import NeuroTrailsError
 from nt_core.structure.memory import machine_bytes
-from nt_cpu.code import ALIGNMENT, Program
+from nt_cpu.code import ALIGNMENT, KINDS, MAGIC, VERSION, Program
+from nt_cpu.lowering import FUNCTIONS
+from nt_cpu.streams import LINE, SETS, TILE, UNIT
 
 VARIABLE = "NT_CPU_KERNELS"
 INSTRUCTIONS = ("avx512", "avx2", "portable")
+CONSTANTS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "MAGIC": MAGIC,
+        "VERSION": VERSION,
+        "LINE": LINE,
+        "TILE": TILE,
+        "UNIT": UNIT,
+        "SETS": SETS,
+        **{name: number for number, name in enumerate(KINDS)},
+        "KINDS": len(KINDS),
+        **{name: number for number, name in enumerate(FUNCTIONS)},
+        "FUNCTIONS": len(FUNCTIONS),
+    }
+)
+"""The constants by which programs are written; the library must read them by the same."""
+
 _ERROR_BYTES = 512
 _PEAK_ROUNDS = 2_000_000
 
 
 @cache
 def library() -> Any:
-    """Load the shared library; None if it is not installed."""
+    """Load the shared library; None if it is not installed.
+
+    Raises:
+        NeuroTrailsError: it was compiled from other sources than this package goes with.
+    """
     try:
         import nt_cpu_native as native
     except ImportError:
@@ -31,6 +55,7 @@ def library() -> Any:
     if not hasattr(native, "LIBRARY"):  # the sources' folder
         return None
     found = ctypes.CDLL(str(native.LIBRARY))
+    expect_constants(constants_of(found))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     found.nt_open.restype = pointer
     found.nt_open.argtypes = [pointer, integer, pointer, integer, ctypes.c_char_p, integer]
@@ -45,6 +70,33 @@ def library() -> Any:
     found.nt_multiply_adds.restype = integer
     found.nt_multiply_adds.argtypes = [integer, integer]
     return found
+
+
+def constants_of(library: Any) -> dict[str, int]:
+    """Return the constants that a library was compiled with; none, if it is too old to tell."""
+    if not hasattr(library, "nt_constant"):
+        return {}
+    value = ctypes.c_int64()
+    found: dict[str, int] = {}
+    library.nt_constant.restype = ctypes.c_char_p
+    library.nt_constant.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
+    while name := library.nt_constant(len(found), ctypes.byref(value)):
+        found[name.decode()] = value.value
+    return found
+
+
+def expect_constants(found: Mapping[str, int]) -> None:
+    """Raise unless a library's constants are those of this package.
+
+    Raises:
+        NeuroTrailsError: naming the first that differs.
+    """
+    for name in {**CONSTANTS, **found}:
+        if found.get(name) != CONSTANTS.get(name):
+            raise NeuroTrailsError(
+                f"kernels: expected {name} = {CONSTANTS.get(name)}, found {found.get(name)}: they were "
+                "compiled from another version; pip install ./backends/nt_cpu_native again"
+            )
 
 
 class NativeProgram:

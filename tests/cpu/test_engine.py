@@ -1,7 +1,11 @@
 """The native engine, held to the NumPy reference."""
 
+import platform
+import shutil
+import subprocess
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +34,7 @@ from nt_core.testing import model_cases, op_cases, random_input, random_values
 from nt_core.testing.problem import problem
 from nt_cpu.code import KINDS, MAGIC, VERSION, Program, batch_of, program
 from nt_cpu.lowering import LOWERINGS
-from nt_cpu.native import NativeProgram, kernels
+from nt_cpu.native import CONSTANTS, NativeProgram, constants_of, expect_constants, kernels, library
 from nt_cpu.network import network
 from nt_models.tiny import TINY
 
@@ -427,3 +431,34 @@ def test_vectors_stand_side_by_side_by_density(sparsity, abreast, instructions, 
         expect_close(engine.heads(x), exact(spec, values, x))
     one_by_one = nt_cpu.compile((spec, values), batch=1)
     expect_close(one_by_one.heads(x[:1]), exact(spec, values, x[:1]))
+
+
+def test_c_and_python_have_the_same_constants():
+    assert constants_of(library()) == CONSTANTS
+
+
+@pytest.mark.parametrize("change", [{"TILE": 64}, {"softplus": 4}, {"fill": None}])
+def test_kernels_of_another_version_are_refused(change):
+    found = {name: value for name, value in {**CONSTANTS, **change}.items() if value is not None}
+    with pytest.raises(NeuroTrailsError, match=f"kernels: expected {next(iter(change))} = .*install"):
+        expect_constants(found)
+
+
+SOURCES = Path(__file__).parents[2] / "backends" / "nt_cpu_native" / "src"
+SETS_OF_INSTRUCTIONS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"],
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
+@pytest.mark.parametrize("name", SETS_OF_INSTRUCTIONS)
+def test_the_sources_have_no_warnings(name):
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("no gcc")
+    strict = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-psabi", "-fsyntax-only"]
+    files = [*SOURCES.glob("kernels/*.c"), *(SOURCES.glob("*.c") if name == "portable" else ())]
+    flags = [*SETS_OF_INSTRUCTIONS[name], f"-DNT_SET={name}", "-DNT_X86", "-fopenmp"]
+    done = subprocess.run([compiler, *strict, *flags, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -29,6 +29,10 @@ NT_API int64_t nt_memory(const nt_engine *engine, int64_t threads);
 NT_API int nt_run(const nt_engine *engine, const float *input, float *output, int64_t examples, int64_t threads,
                   void *memory);
 
+/* The constants that the writer of programs must share, one after another: their names and values; NULL after
+   the last. */
+NT_API const char *nt_constant(int64_t index, int64_t *value);
+
 /* "avx512", "avx2" or "portable": what this machine runs; NT_CPU_KERNELS in the environment can lower it. */
 NT_API const char *nt_kernels_name(void);
 

@@ -62,8 +62,10 @@ static void read_attention(reader *r, nt_engine *e, op *o, const value *in, cons
     const int64_t size = in->channels / o->heads;
     if (!same_shape(in, out) || !same_shape(k, v) || in->merged != k->merged || in->positions != k->positions ||
         size * o->heads != in->channels || k->channels * o->shared != in->channels || o->heads % o->shared ||
-        o->out == o->keys || o->out == o->values)
-        return fail(r, "attention: values");
+        o->out == o->keys || o->out == o->values) {
+        fail(r, "attention: values");
+        return;
+    }
     o->table = numbers(r, "attention: cosines", size / 2 * in->positions, sizeof(float), 1);
     o->sine = numbers(r, "attention: sines", size / 2 * in->positions, sizeof(float), 1);
     if (!r->failed && (!o->table != !o->sine || (o->table && size % 2)))
@@ -81,8 +83,10 @@ static void read_op(reader *r, nt_engine *e, op *o)
     o->residual = -1;
     if (r->failed)
         return;
-    if (o->in == o->out && o->kind != INPUT && o->kind != OUTPUT && o->kind != AFFINE && o->kind != FILL)
-        return fail(r, "op %lld: reads what it writes", (long long)o->kind);
+    if (o->in == o->out && o->kind != INPUT && o->kind != OUTPUT && o->kind != AFFINE && o->kind != FILL) {
+        fail(r, "op %lld: reads what it writes", (long long)o->kind);
+        return;
+    }
     const value *in = &e->values[o->in], *out = &e->values[o->out];
     switch (o->kind) {
     case PRODUCT:
@@ -178,7 +182,6 @@ static void skip_copy(nt_engine *e)
     e->op_count--;
 }
 
-enum { MAGIC = 0x4e544350, VERSION = 4 };
 #define MOST_MEMORY ((int64_t)1 << 40) /* numbers */
 
 nt_engine *nt_open(const int64_t *code, int64_t words, const uint8_t *blob, int64_t bytes, char *error,
@@ -188,8 +191,8 @@ nt_engine *nt_open(const int64_t *code, int64_t words, const uint8_t *blob, int6
     nt_engine *e = make(&r, 1, sizeof *e);
     if (!e)
         return NULL;
-    word(&r, "magic", MAGIC, MAGIC);
-    word(&r, "version", VERSION, VERSION);
+    word(&r, "magic", NT_MAGIC, NT_MAGIC);
+    word(&r, "version", NT_VERSION, NT_VERSION);
     e->batch = word(&r, "batch", 1, 1 << 20);
     e->floats = word(&r, "working memory", 0, MOST_MEMORY);
     e->outputs = word(&r, "members", 1, 1 << 20);

@@ -43,29 +43,41 @@ static void read_block(reader *r, block *b, const nt_geometry *g, int single, in
     if (r->failed)
         return;
     for (int i = 0; i <= SETS; i++)
-        if (i ? b->sets[i] < b->sets[i - 1] : b->sets[i])
-            return fail(r, "block: sets of rows are out of order");
-    if (b->sets[SETS] != b->rows)
-        return fail(r, "block: expected %lld rows in its sets", (long long)b->rows);
+        if (i ? b->sets[i] < b->sets[i - 1] : b->sets[i]) {
+            fail(r, "block: sets of rows are out of order");
+            return;
+        }
+    if (b->sets[SETS] != b->rows) {
+        fail(r, "block: expected %lld rows in its sets", (long long)b->rows);
+        return;
+    }
     for (int64_t i = 0; i < b->rows; i++) {
         b->starts[i + 1] = b->starts[i] + b->counts[i];
-        if (b->which[i] >= out_channels)
-            return fail(r, "block: row %lld of %lld", (long long)b->which[i], (long long)out_channels);
+        if (b->which[i] >= out_channels) {
+            fail(r, "block: row %lld of %lld", (long long)b->which[i], (long long)out_channels);
+            return;
+        }
     }
-    if (b->starts[b->rows] != count)
-        return fail(r, "block: expected %lld connections, found %lld", (long long)count,
+    if (b->starts[b->rows] != count) {
+        fail(r, "block: expected %lld connections, found %lld", (long long)count,
                     (long long)b->starts[b->rows]);
+        return;
+    }
     if (single) {
         for (int64_t k = 0; k < count; k++)
-            if (b->offsets[k] >= b->channels)
-                return fail(r, "block: connection %lld has no input", (long long)k);
+            if (b->offsets[k] >= b->channels) {
+                fail(r, "block: connection %lld has no input", (long long)k);
+                return;
+            }
         return;
     }
     const int64_t end = nt_channel_floats(g) * b->channels * (int64_t)sizeof(float) - g->tile * (int64_t)sizeof(float);
     for (int64_t k = 0; k < count; k++) {
         const int64_t at = (int64_t)b->offsets[k] * NT_UNIT;
-        if (at > end || at % (NT_LINE * (int64_t)sizeof(float)))
-            return fail(r, "block: connection %lld lies outside of its panel", (long long)k);
+        if (at > end || at % (NT_LINE * (int64_t)sizeof(float))) {
+            fail(r, "block: connection %lld lies outside of its panel", (long long)k);
+            return;
+        }
     }
 }
 
@@ -123,21 +135,29 @@ void read_product(reader *r, nt_engine *e, op *o, const value *in, const value *
     o->group_count = word(r, "product: groups of rows", 1, out->channels);
     if (r->failed)
         return;
-    if (!o->scale != !o->shift)
-        return fail(r, "product: scale without shift");
+    if (!o->scale != !o->shift) {
+        fail(r, "product: scale without shift");
+        return;
+    }
     if (pointwise) {
         const nt_geometry one = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, o->geometry.tile};
-        if (memcmp(&o->geometry, &one, sizeof one) || in->positions != out->positions || in->merged != out->merged)
-            return fail(r, "product: not pointwise");
+        if (memcmp(&o->geometry, &one, sizeof one) || in->positions != out->positions || in->merged != out->merged) {
+            fail(r, "product: not pointwise");
+            return;
+        }
         o->geometry.in_h = 0; /* set when running: one row of all positions */
     } else
         expect_geometry(r, &o->geometry, in, out);
-    if (o->single && (!pointwise || !in->merged || in->positions != 1 || e->batch != 1 || o->group_count != 1))
-        return fail(r, "product: not of one position");
+    if (o->single && (!pointwise || !in->merged || in->positions != 1 || e->batch != 1 || o->group_count != 1)) {
+        fail(r, "product: not of one position");
+        return;
+    }
     if (o->residual >= 0) {
         const value *v = &e->values[o->residual];
-        if (v->channels != out->channels || v->positions != out->positions || v->merged != out->merged)
-            return fail(r, "product: the residual has another shape");
+        if (v->channels != out->channels || v->positions != out->positions || v->merged != out->merged) {
+            fail(r, "product: the residual has another shape");
+            return;
+        }
     }
     o->groups = make(r, o->group_count, sizeof(row_group));
     int64_t first = 0, last = 0;

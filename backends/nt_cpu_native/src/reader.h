@@ -16,6 +16,7 @@ typedef struct {
     int64_t taken, made; /* bytes of the blob that are referred to; of memory */
 } reader;
 
+enum { NT_MAGIC = 0x4e544350, NT_VERSION = 4 }; /* of programs */
 enum { MOST = 1 << 28 }; /* of anything that is counted: products of three fit 64 bits only if checked */
 
 void fail(reader *r, const char *format, ...);

@@ -195,10 +195,13 @@ void NT_OF(panel)(const nt_geometry *g, const nt_panel *p)
     }
     if (nt_is_plain(g) && p->begin % width == 0 && p->count % width == 0 && !p->tail) {
 #if defined(__AVX512F__)
-        if (width % 16 == 0)
-            return three_columns_16(g, p);
+        if (width % 16 == 0) {
+            three_columns_16(g, p);
+            return;
+        }
 #endif
-        return three_columns_8(g, p);
+        three_columns_8(g, p);
+        return;
     }
     any_panel(g, p);
 }
