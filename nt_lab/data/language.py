@@ -1,4 +1,4 @@
-"""What a language model is trained and tested on: text in memory, or a stream."""
+"""Training and test data of language models: text in memory, or a stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nt_lab.data.tokenizer import SETTING, Tokenizer, open_tokenizer
 def load_text(
     data: Data, graph: BlockGraph, seed: int, stream_epoch: int | None
 ) -> tuple[Batches, Sequences]:
-    """Load what is trained on and what is tested on; see :func:`nt_lab.data.load.load`."""
+    """Load the training data and the test data; see :func:`nt_lab.data.load.load`."""
     tokenizer, length = _tokenizer_and_length(data, graph)
     if data.source.startswith(PREFIX):
         train, test = split_text(
@@ -38,7 +38,7 @@ def load_text(
 
 
 def load_test_text(data: Data, graph: BlockGraph) -> Sequences:
-    """Load only what is tested on; see :func:`nt_lab.data.load.load_test`."""
+    """Load the test data only; see :func:`nt_lab.data.load.load_test`."""
     tokenizer, length = _tokenizer_and_length(data, graph)
     if data.source.startswith(PREFIX):
         tokens = read_text(data.source, tokenizer)
@@ -47,7 +47,7 @@ def load_test_text(data: Data, graph: BlockGraph) -> Sequences:
 
 
 def _tokenizer_and_length(data: Data, graph: BlockGraph) -> tuple[Tokenizer, int]:
-    """Return the tokenizer and the length of sequences, having checked that they fit the graph."""
+    """Return the tokenizer and the length of sequences, after a check that both fit the graph."""
     assert isinstance(graph.input, Tokens)
     length, outputs = graph.input.length, graph.output_shape
     if data.source == DIGITS:
