@@ -125,9 +125,9 @@ def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None)
         folder: written by :func:`save_checkpoint`.
         expected: the spec of the model into which the checkpoint is to be loaded, if any.
 
-        Raises:
-            CheckpointError: the checkpoint is missing, truncated, altered, of a newer format, or of another
-                spec; the message names the file and a remedy.
+    Raises:
+        CheckpointError: the checkpoint is missing, truncated, altered, of a newer format, or of another
+            spec; the message names the file and a remedy.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -207,7 +207,7 @@ def _shape_or_absent(shape: Shape | None) -> str:
 
 
 def expect_values(checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint's values and masks fit its spec.
+    """Check that the values and masks of a checkpoint fit its spec.
 
     Raises:
         CheckpointError: a value is missing, it or its mask has another shape than the spec says, or an

@@ -59,7 +59,7 @@ MOST_JSON_BYTES: Final = 16 << 20
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """Read an untrusted text file.
+    """Read a text file from an untrusted source.
 
     Raises:
         OSError: the file cannot be read, is larger than ``most_bytes``, or is a pipe or a device, which may
@@ -93,8 +93,8 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         path: of the file.
         hint: end of the error message where the file cannot be read, which names the expected folder.
 
-        Raises:
-            CheckpointError: the file cannot be read, or holds anything but a JSON object.
+    Raises:
+        CheckpointError: the file cannot be read, or holds anything but a JSON object.
     """
     try:
         content = parse_json(read_text(path, MOST_JSON_BYTES))

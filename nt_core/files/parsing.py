@@ -32,7 +32,7 @@ def parse_json(text: str | bytes) -> Any:
         {'a': [1, 2.5]}
         >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
-        nt_core.files.ParseError: the key 'a' stands twice; leave one out
+        nt_core.files.parsing.ParseError: the key 'a' stands twice; leave one out
     """
     try:
         value = json.loads(text, object_pairs_hook=_single_keys, parse_int=_whole_number)

@@ -1,4 +1,4 @@
-"""What is declared: a block graph and four choices (structure, topology, plan, aggregation)."""
+"""Declaration of an ensemble: a block graph and four choices (structure, topology, plan, aggregation)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class FittedAverage(Value):
     """A weighted mean of members' probabilities, fitted on examples held out of training.
 
     Attributes:
-        held_out: share of the training examples that are not trained on, but fitted on afterwards.
+        held_out: share of the training examples that are held out of training and used for the fit
+            afterwards.
         temperature: whether a temperature is fitted too, after the weights; see
             :func:`nt_core.metrics.fit`.
     """
@@ -57,22 +58,22 @@ Aggregation = Annotated[
     BeforeValidator(_by_name, json_schema_input_type=Mean | FittedAverage | str),
 ]
 DIVISIBLE = ("static", "prune_at_init")
-"""Topologies that keep what they chose before training."""
+"""Topologies that keep their masks of before training."""
 
 
 class EnsembleSpec(Value):
     """A sparse ensemble, declared once.
 
     Attributes:
-        graph: the network that one member computes.
-        structure: how members share it.
-        topology: what the masks do.
-        plan: how time is spent.
-        aggregation: what is averaged over members: probabilities or logits; or fitted weights.
-        loss: whether members' losses are averaged or summed; None: as the structure has it.
+        graph: the network of one member.
+        structure: sharing of the graph among members.
+        topology: sparsity, initial masks, and updates of the masks.
+        plan: length and phases of training.
+        aggregation: mean over members of probabilities or of logits; or a fitted weighted mean.
+        loss: whether members' losses are averaged or summed; None: the structure's default.
 
     Raises:
-        SpecError, GraphError, AllocationError: the choices do not go together.
+        SpecError, GraphError, AllocationError: the choices contradict each other.
 
     Example:
         >>> import nt_models
@@ -109,16 +110,16 @@ class EnsembleSpec(Value):
 
     @property
     def longest(self) -> Ratio:
-        """How many times as long as a dense network this may train: 1/(1 − S), 1 where training is dense."""
+        """Largest length of training relative to a dense network: 1/(1 − S), 1 where training is dense."""
         if isinstance(self.topology, Dense | GradualPruning):
             return Ratio(1)
         return longest_of(self.topology.sparsity)
 
     def timeline(self, steps_per_epoch: int) -> Timeline:
-        """Return what the plan means for this topology, phase by phase.
+        """Return the phases of the plan for this topology.
 
         Raises:
-            SpecError: the plan does not say how long, or there are too few steps for it.
+            SpecError: the plan has no length, or too few steps for its phases.
 
         Example:
             >>> import nt_models
@@ -132,14 +133,14 @@ class EnsembleSpec(Value):
 
     @property
     def result(self) -> EnsembleSpec:
-        """The spec of what training leaves: itself, or the members that a plan makes of one network."""
+        """Spec of the trained ensemble: this spec, or the members that a plan makes from one network."""
         if not isinstance(self.plan, ExploreRefine):
             return self
         return self.replace(structure=Independent(count=self.plan.members), plan=OneRun())
 
     @property
     def turns(self) -> tuple[EnsembleSpec, ...]:
-        """What is trained one after another: groups of members, or all together."""
+        """Specs that are trained one after another: groups of members, or all members together."""
         if isinstance(self.plan, ExploreRefine) or self.plan.at_once is None:
             return (self,)
         assert isinstance(self.structure, Independent)
@@ -155,7 +156,7 @@ class EnsembleSpec(Value):
 
     @cached_property
     def counts(self) -> Mapping[str, int]:
-        """How many elements of each sparsifiable weight are active (at the end, where that changes)."""
+        """Number of active elements of each sparsifiable weight (at the end, where the number changes)."""
         return final_counts(self.topology, self.layout)
 
     @property
@@ -165,12 +166,12 @@ class EnsembleSpec(Value):
 
     @property
     def mean(self) -> Mean:
-        """What is averaged as long as nothing is fitted: ``mean_prob`` where weights are to be fitted."""
+        """Mean over members before any fit: ``mean_prob`` where the aggregation is to be fitted."""
         return "mean_prob" if isinstance(self.aggregation, FittedAverage) else self.aggregation
 
     @property
     def loss_reduction(self) -> Reduction:
-        """How members' losses are combined."""
+        """Reduction of the members' losses."""
         return self.loss or self.structure.loss_reduction
 
     @property
@@ -184,11 +185,11 @@ class EnsembleSpec(Value):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EnsembleSpec:
-        """Read what :meth:`to_dict` gave."""
+        """Make a spec from the output of :meth:`to_dict`."""
         return cls(**data)
 
     def digest(self) -> str:
-        """Return a hash that two specs share if they declare the same; a graph's origin plays no part."""
+        """Return a hash, which is equal for equal declarations; a graph's origin does not influence it."""
         data = self.to_dict()
         data["graph"].pop("origin")
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -208,7 +209,7 @@ def _expect_one_network(structure: AnyStructure, topology: AnyTopology) -> None:
 
 
 def _expect_groups(at_once: int, structure: AnyStructure, topology: AnyTopology) -> None:
-    """Check that members can be trained in groups, and would come out as if trained together."""
+    """Check that members can be trained in groups, with the same results as if trained together."""
     if not isinstance(structure, Independent):
         raise SpecError(
             f"plan.at_once: expected structure independent, found {structure.kind}, whose members share "

@@ -105,14 +105,14 @@ class LlamaConfig(Value, extra="ignore"):
 
 
 def read_config(folder: Path) -> tuple[LlamaConfig, dict[str, Any]]:
-    """Read and check a folder's ``config.json``.
+    """Read and check the ``config.json`` of a folder.
 
     Returns:
         The fields that determine the network's computation, and the file's whole content.
 
-        Raises:
-            CheckpointError: the file cannot be read, or describes a network that ``llama`` does not compute;
-                the message names every such field with its expected and found values.
+    Raises:
+        CheckpointError: the file cannot be read, or describes a network that ``llama`` does not compute;
+            the message names every such field with its expected and found values.
     """
     path = folder / CONFIG
     content = read_json(path, "expected a folder that save_pretrained of transformers wrote")
