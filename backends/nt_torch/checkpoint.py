@@ -1,4 +1,4 @@
-"""Between a PyTorch module and the portable checkpoint."""
+"""Conversion between a PyTorch module and the portable checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
     """Return a model as a checkpoint; :func:`nt_core.checkpoint.save_checkpoint` writes it.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped; sharded, every process must ask.
-        record: what shall stand beside it: seed, steps, metrics, ….
+        model: of ``nt_torch.compile``, perhaps wrapped; every process must call this for a sharded model.
+        record: further values of the checkpoint: seed, steps, metrics, ….
 
     Example:
         >>> import nt_core, nt_models, nt_torch
@@ -40,11 +40,11 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
 
 
 def load(folder: str | Path, *, device: torch.device | str | None = "cpu") -> Ensemble:
-    """Make the module that a checkpoint directory holds, in evaluation mode.
+    """Load the module of a checkpoint directory, in evaluation mode.
 
     Args:
-        folder: what :func:`nt_core.checkpoint.save_checkpoint` wrote.
-        device: where it shall live; None: a GPU if there is one.
+        folder: written by :func:`nt_core.checkpoint.save_checkpoint`.
+        device: of the module; None: a GPU if there is one.
 
     Raises:
         CheckpointError: as :func:`nt_core.checkpoint.load_checkpoint`.

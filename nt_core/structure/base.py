@@ -58,7 +58,7 @@ class Structure(Value, ABC):
 
     @property
     def row_groups(self) -> int:
-        """Number of members that divide a training batch's rows, in order; 1: all members train on all rows."""
+        """Number of members that divide a training batch's rows, in order; 1: all train on all rows."""
         return 1
 
     def expect_batch_size(self, size: int) -> None:

@@ -1,7 +1,7 @@
-"""The suite every backend passes: the same numbers as the NumPy reference.
+"""The conformance suite, which compares every backend with the NumPy reference.
 
-A backend offers the verbs of :class:`Backend`, plain arrays in and out, and its tests call every check on
-every case::
+A backend offers the methods of :class:`Backend` on plain arrays, and its tests call every check on every
+case::
 
     @pytest.mark.parametrize("case", [*op_cases(), *model_cases()], ids=str)
     @pytest.mark.parametrize("check", CHECKS)
@@ -41,15 +41,15 @@ TOLERANCES: Mapping[tuple[Literal["op", "model"], FloatType], float] = MappingPr
         ("model", np.float32): 1e-4,
     }
 )
-"""The largest difference allowed, as a share of the largest magnitude expected in that array, or of 1 where
-that is below 1: some gradients are exactly 0 but for rounding, a bias before batch normalisation say."""
+"""The largest allowed difference, relative to the largest expected magnitude in the array, or to 1 where that
+magnitude is below 1, because some gradients are 0 up to rounding, of a bias before batch norm say."""
 
 
 class Backend(Protocol):
-    """What a backend must offer to be checked; arrays are NumPy's, in and out, in the dtype of the values.
+    """Methods of a backend for the checks; all arrays are NumPy arrays, in the dtype of the values.
 
-    ``case.layout`` is what to compile. ``values`` holds every weight of the layout by its full name; results
-    are keyed in the same way. ``x`` is (B, *input shape), int64 for token numbers; ``upstream`` is
+    ``case.layout`` is the layout to compile. ``values`` holds every weight of the layout by its full name;
+    results are keyed in the same way. ``x`` is (B, *input shape), int64 for token numbers; ``upstream`` is
     (M, B, *output shape). No argument may be changed.
     """
 
@@ -76,7 +76,7 @@ class Backend(Protocol):
 
 
 def expected(case: Case, given: Problem) -> Evaluated:
-    """Evaluate a case by the reference, in float64 whatever the problem's dtype."""
+    """Evaluate a case by the reference, in float64 for any dtype of the problem."""
     exact = given.exact()
     return value_and_gradients(case.layout, exact.values, exact.x, exact.upstream)
 
@@ -85,7 +85,7 @@ def check_forward(backend: Backend, case: Case, dtype: FloatType) -> None:
     """Compare logits in evaluation and in training.
 
     Raises:
-        AssertionError: they differ by more than :data:`TOLERANCES`, or in shape or dtype.
+        AssertionError: logits differ by more than :data:`TOLERANCES`, or in shape or dtype.
     """
     given = problem(case, dtype)
     exact = given.exact()
@@ -107,7 +107,7 @@ def check_gradients(backend: Backend, case: Case, dtype: FloatType) -> None:
 
 
 def check_running_statistics(backend: Backend, case: Case, dtype: FloatType) -> None:
-    """Compare running statistics after one batch; a case without any must give none.
+    """Compare running statistics after one batch; a case without statistics must give none.
 
     Raises:
         AssertionError: they differ by more than :data:`TOLERANCES`, or one is missing.
@@ -118,10 +118,10 @@ def check_running_statistics(backend: Backend, case: Case, dtype: FloatType) -> 
 
 
 def check_step(backend: Backend, case: Case, dtype: FloatType) -> None:
-    """Compare all values after a step of SGD under masks: w' = mask·(w − lr·g), inactive ones exactly 0.
+    """Compare all values after a step of SGD under masks: w' = mask·(w − lr·g), inactive values exactly 0.
 
     Raises:
-        AssertionError: values differ by more than :data:`TOLERANCES`, or an inactive one is not 0.
+        AssertionError: values differ by more than :data:`TOLERANCES`, or an inactive value is not 0.
     """
     masks = random_masks(case.layout, zlib.crc32(case.name.encode()))
     given = problem(case, dtype, masks)
@@ -136,13 +136,13 @@ def check_step(backend: Backend, case: Case, dtype: FloatType) -> None:
 
 
 def check_dropout(backend: Backend, dtype: FloatType) -> None:
-    """Check dropout: nothing in evaluation; in training the stated share is 0 and the rest scaled.
+    """Check dropout: no effect in evaluation; in training the stated share is 0 and the rest is scaled.
 
-    The share must lie within five standard deviations, examples must be dropped differently, and values kept
+    The share must lie within five standard deviations, examples must be dropped differently, and kept values
     must be x / (1 − rate).
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: one of these conditions does not hold.
     """
     rate, size, batch = 0.25, 500, 8
     net = GraphBuilder(Features(count=size))
