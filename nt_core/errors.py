@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each message says where, what was expected, what was found, and the remedy."""
+"""Errors that a user can cause; each message names place, expectation, finding, and remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 LONGEST_NAME: Final = 200
 MOST_NAMES: Final = 100
-"""What is compared with a mistyped name, and how much is listed."""
+"""Largest number of known names that an error lists."""
 
 
 class NeuroTrailsError(ValueError):
-    """Base of every error that a user's input can cause in this package.
+    """Base class of all errors that a user's input can cause in this package.
 
     Example:
         >>> raise NeuroTrailsError("head 2: 512 connections exceed the 480 available")
@@ -22,26 +22,26 @@ class NeuroTrailsError(ValueError):
 
 
 class GraphError(NeuroTrailsError):
-    """A block graph that cannot be: mismatched shapes, a cycle, an unreachable block, a split outside it."""
+    """Raised for an invalid block graph: mismatched shapes, a cycle, an unreachable block, a bad split."""
 
 
 class AllocationError(NeuroTrailsError):
-    """A sparsity that cannot be reached; the message states the feasible range."""
+    """Raised for a sparsity that cannot be reached; the message states the feasible range."""
 
 
 class TopologyError(NeuroTrailsError):
-    """A topology update that cannot be made, for instance from a gradient that is not finite."""
+    """Raised for a topology update that cannot be made, for instance from a gradient that is not finite."""
 
 
 class NotFiniteError(TopologyError):
-    """A loss, gradient or weight that is NaN or infinite; nothing was changed by it."""
+    """Raised for a loss, gradient or weight that is NaN or infinite, before it changes the model."""
 
 
 class SpecError(NeuroTrailsError):
-    """A spec that does not validate: unknown key, wrong value, newer version.
+    """Raised for an invalid spec: unknown key, wrong value, newer version.
 
     Attributes:
-        mistakes: (path of the field, what is wrong with it), where the error is about fields.
+        mistakes: (path of the field, description of the mistake), where the error is about fields.
     """
 
     def __init__(self, message: str, mistakes: Sequence[tuple[str, str]] = ()) -> None:
@@ -50,19 +50,19 @@ class SpecError(NeuroTrailsError):
 
 
 class CheckpointError(NeuroTrailsError):
-    """A checkpoint that is missing, truncated, altered, or of another spec."""
+    """Raised for a checkpoint that is missing, truncated, altered, or of another spec."""
 
 
 class DataError(NeuroTrailsError):
-    """A dataset that does not fit: no labels, labels outside the classes, images of another size."""
+    """Raised for data that does not fit: no labels, labels outside the classes, images of another size."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known names are meant by a mistyped one, as the tail of an error message.
+    """Return a suggestion of known names for a mistyped name, as the tail of an error message.
 
     Args:
-        word: what was found.
-        known: all that could have been meant.
+        word: the mistyped name.
+        known: all valid names.
 
     Returns:
         ``"; did you mean 'x'?"`` where a name is close, else ``"; known: …"``.

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the one way to say where they were found, and to pass over their batches."""
+"""Errors and events for numbers that are not finite, the same in every backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from nt_core.errors import NotFiniteError
 
 NonFinite = Literal["stop", "skip"]
-"""What a training does with a batch whose gradient is not finite: end, or take no step and go on."""
+"""Reaction of a training to a batch whose gradient is not finite: end, or skip the batch and continue."""
 
 REMEDY: Final = (
     "Lower the learning rate, warm up longer, clip the gradient, check the data, or pass such batches over "
@@ -18,7 +18,7 @@ REMEDY: Final = (
 
 
 def not_finite(place: str, found: str, left: str, remedy: str) -> NotFiniteError:
-    """Make the error that says where something is not finite, what is left as it was, and what to do.
+    """Make the error for a number that is not finite, from its place, the unchanged parts, and a remedy.
 
     Example:
         >>> str(not_finite("step 3", "loss nan", "the model is that of step 2", "Check the data"))
@@ -31,9 +31,9 @@ def gradient_not_finite(step: int, lr: float, norms: Mapping[str, float]) -> Not
     """Make the error of an optimiser step that is not taken.
 
     Args:
-        step: its number, from 1.
-        lr: the learning rate that it would have been taken with.
-        norms: of each weight's gradient, by its full name; where each is finite, that of all together is not.
+        step: number of the step, from 1.
+        lr: learning rate of the step.
+        norms: of each weight's gradient, by full name; if each is finite, the norm of all together is not.
 
     Example:
         >>> norms = {"head1/fc.weight": float("nan"), "head1/fc.bias": 1.0}
@@ -51,7 +51,9 @@ def gradient_not_finite(step: int, lr: float, norms: Mapping[str, float]) -> Not
 
 
 def loss_not_finite(step: int, lr: float) -> NotFiniteError:
-    """Make the error of an optimiser step that is not taken for its loss; arguments as above.
+    """Make the error of an optimiser step that is not taken because of its loss.
+
+    Arguments as of :func:`gradient_not_finite`.
 
     Example:
         >>> str(loss_not_finite(8, 0.1))[:59]
@@ -61,11 +63,11 @@ def loss_not_finite(step: int, lr: float) -> NotFiniteError:
 
 
 def nothing_finite(epoch: int, step: int, lr: float) -> NotFiniteError:
-    """Make the error of a training of which a whole epoch would be passed over.
+    """Make the error of a training in which a whole epoch would be skipped.
 
     Args:
-        epoch: its number, from 1.
-        step: optimiser steps taken so far.
+        epoch: number of the epoch, from 1.
+        step: number of optimiser steps taken so far.
         lr: the learning rate.
 
     Example:
@@ -79,11 +81,11 @@ def nothing_finite(epoch: int, step: int, lr: float) -> NotFiniteError:
 
 
 def skipped(step: int, total: int) -> dict[str, Any]:
-    """Return what is reported of a batch that was passed over.
+    """Return the event of a skipped batch.
 
     Args:
         step: number of the step that was not taken, from 1; the next batch takes it.
-        total: batches that were passed over so far, this one included.
+        total: number of skipped batches so far, with this one.
 
     Example:
         >>> skipped(8, total=2)

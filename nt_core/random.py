@@ -1,9 +1,9 @@
-"""Counter-based randomness as a value: the same bits whatever the order, the process or the interruption.
+"""Counter-based random numbers as a value: the same bits in any order, any process, after any interruption.
 
 The generator is Threefry-2×32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3", section on Threefry), checked against the known answers published with Random123. It needs only 32-bit
-additions, rotations and exclusive-ors, so any framework computes it to the same bits. A key stands for *what*
-is drawn (seed, weight, step, purpose) and the counter for *where* (the position in the weight).
+3", section on Threefry), checked against the known answers published with Random123. The generator needs only
+32-bit additions, rotations and exclusive-ors, so any framework computes the same bits. The key identifies the
+draw (seed, weight, step, purpose). The counter is the position in the weight.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class Random:
     seed: int
 
     def at(self, *, weight: str, step: int = 0, purpose: str) -> Stream:
-        """Name one draw; equal names give equal bits, different names unrelated ones.
+        """Return the stream of one draw; equal names give equal bits, different names unrelated bits.
 
         The key is the 8-byte BLAKE2b digest, read as two little-endian words, of the JSON text of
         ``[seed, weight, step, purpose]`` without spaces, in ASCII.
 
         Args:
             weight: the full name of the weight.
-            step: the training step; 0 for what is drawn before training.
-            purpose: what the draw is for, such as ``"initial"`` or ``"grow"``.
+            step: the training step; 0 for draws before training.
+            purpose: of the draw, such as ``"initial"`` or ``"grow"``.
 
         Example:
             >>> Random(0).at(weight="a", purpose="b") == Random(0).at(weight="a", step=0, purpose="b")
@@ -96,12 +96,12 @@ class Random:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An endless row of random values, each addressed by its position and independent of every other.
+    """An endless sequence of random values, each addressed by its position and independent of every other.
 
-    The methods take positions of any shape and return values of that shape; a slice ``slice(start, stop,
-    step)`` stands for ``range(start, stop, step)``, so ``stream.gumbel`` is a score that
-    `nt_core.masks.top_k` can read a chunk at a time. Bits and uniforms are the same everywhere; Gumbel
-    and normal values depend on the last digit of the platform's ``log``.
+    The methods take positions of any shape and return values of that shape. A slice ``slice(start, stop,
+    step)`` means ``range(start, stop, step)``, so ``stream.gumbel`` is a score that
+    `nt_core.masks.top_k` can read a chunk at a time. Bits and uniform values are the same on every platform.
+    Gumbel and normal values depend on the last digit of the platform's ``log``.
 
     Attributes:
         key: two unsigned 32-bit words.
@@ -114,7 +114,7 @@ class Stream:
     key: Key
 
     def bits(self, positions: Positions) -> Words:
-        """Give 32 random bits per position: the first word of the block whose counter is the position.
+        """Return 32 random bits per position: the first word of the block whose counter is the position.
 
         The counter is (low 32 bits, high 32 bits) of the position.
 
@@ -125,7 +125,7 @@ class Stream:
         return self._fill(positions, np.uint32, _first_word)
 
     def uniform(self, positions: Positions) -> NDArray[np.float64]:
-        """Give uniform values (i + ½)·2⁻⁵², i from 52 bits of both words; never 0, never 1.
+        """Return uniform values (i + ½)·2⁻⁵², i from 52 bits of both words; never 0, never 1.
 
         Example:
             >>> Stream((0, 0)).uniform(slice(0, 2)).round(6)
@@ -134,7 +134,7 @@ class Stream:
         return self._fill(positions, np.float64, _uniform)
 
     def gumbel(self, positions: Positions) -> NDArray[np.float64]:
-        """Give standard Gumbel values −log(−log u).
+        """Return standard Gumbel values −log(−log u).
 
         The k largest of log p + Gumbel are a sample of k without replacement with probability ∝ p (Kool et
         al. 2019, "Stochastic beams and where to find them", §2.3).
@@ -146,7 +146,7 @@ class Stream:
         return self._fill(positions, np.float64, _gumbel)
 
     def normal(self, positions: Positions) -> NDArray[np.float64]:
-        """Give standard normal values, by inversion of the uniform ones.
+        """Return standard normal values, by inversion of the uniform values.
 
         Example:
             >>> Stream((0, 0)).normal(slice(0, 2)).round(6)

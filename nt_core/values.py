@@ -1,4 +1,4 @@
-"""The base of every declared value: frozen, keyword-only, checked at birth, readable as JSON."""
+"""Base class of all declared values: frozen, keyword-only, checked at construction, readable as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN: Final = 200
 
 
 LARGEST: Final = 1 << 40
-"""Of anything that is counted: products of a weight's axes are still floats."""
+"""Largest count, so small that products of a weight's axes are still finite floats."""
 
 
 def _countable(value: Any) -> Any:
@@ -37,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def by_kind(value: Any) -> Any:
-    """Let a name stand for the value of that kind with its defaults: ``"erk"`` for ``{"kind": "erk"}``."""
+    """Replace a kind's name by the value of that kind with its defaults: ``"erk"`` → ``{"kind": "erk"}``."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -52,7 +52,7 @@ def kinds_of(union: Any) -> Mapping[str, Any]:
 
 
 class Value(BaseModel):
-    """A frozen record whose fields are checked when it is made.
+    """A frozen record whose fields are checked at construction.
 
     Raises:
         SpecError: a field is unknown, missing or wrong; the message names each, and a near name if any.
@@ -70,7 +70,7 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     error_path: ClassVar[str | None] = None
-    """What stands before a field's name in errors; None: the class's name."""
+    """Prefix of a field's name in errors; None: the class's name."""
 
     def __init__(self, /, **fields: Any) -> None:
         try:
@@ -80,20 +80,20 @@ class Value(BaseModel):
             raise explain(error, where, type(self)) from None
 
     def replace(self, **changes: Any) -> Self:
-        """Return a checked copy in which some fields differ."""
+        """Return a checked copy with some fields replaced."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> NeuroTrailsError:
-    """Turn a validation error into one whose lines say where, what was found and what was expected.
+    """Turn a validation error into an error whose lines give place, finding and expectation.
 
     Args:
-        error: what pydantic raised.
-        where: the path of the value that was being made, ``"topology"`` say; "" at the top of a file.
-        model: the class of that value, to suggest near names for an unknown key.
+        error: of pydantic.
+        where: path of the invalid value, ``"topology"`` say; "" at the top of a file.
+        model: class of the value, to suggest near names for an unknown key.
 
     Returns:
-        A SpecError with one line for each mistake, or the one error a validator raised itself.
+        A SpecError with one line for each mistake, or the single error that a validator raised itself.
     """
     mistakes: list[tuple[str, str]] = []
     for mistake in error.errors(include_url=False):
@@ -111,7 +111,7 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
 
 
 def shown(value: object) -> str:
-    """Return a value as an error shows it: not more of it than fits on a line or two.
+    """Return a value as text for an error, at most a line or two.
 
     Example:
         >>> shown([1, "a"]), len(shown("a" * 10**6))
@@ -146,7 +146,7 @@ def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[li
     """Follow a mistake's location through a model.
 
     Returns:
-        The steps a person would write (pydantic adds the tags of unions), and the fields known at the last.
+        The steps without the tags of unions, which pydantic adds, and the known fields at the last step.
     """
     steps: list[str] = []
     known: list[str] = []

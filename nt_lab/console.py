@@ -1,4 +1,4 @@
-"""What the command line prints with; rich is imported when something is printed."""
+"""Consoles and messages of the command line; rich is imported when something is printed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_WIDTH: Final = 110
-"""Columns where there is no terminal that says; tables are not cut at 80 in a log."""
+"""Width without a terminal, in columns, because tables in a log need not be cut at 80."""
 
 
 def screen(*, stderr: bool = False) -> Console:
-    """Return where tables and messages go."""
+    """Return the console for tables (stdout) or for messages (stderr)."""
     from rich.console import Console
 
     found = Console(stderr=stderr)
@@ -23,7 +23,7 @@ def screen(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on stdout, as it is: no colours, no wrapping."""
+    """Print one JSON value on stdout, without colours or wrapping."""
     import typer
 
     from nt_lab.runs.folder import to_json
@@ -50,7 +50,7 @@ def show_note(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' chatter out of logs; they read this when they are imported."""
+    """Keep other libraries' messages out of logs; must run before those libraries are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not screen(stderr=True).is_terminal:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

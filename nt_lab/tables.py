@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables of costs, comparisons and metrics for a terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from nt_core.structure import Layout, Part, part_label
 
 
 def weights_table(cost: Cost, layout: Layout, *, all_heads: bool = False) -> Table:
-    """Return the table of blocks and weights; of heads that are alike, the first stands for all.
+    """Return the table of blocks and weights; of heads that are alike, only the first is shown.
 
-    Heads are alike where each weight's active count differs by at most one (whole connections are dealt out,
-    so they need not divide evenly). The totals count every head as it is.
+    Heads are alike where each weight's active count differs by at most one, because whole connections need
+    not divide evenly among heads. The totals count every head by its own counts.
     """
     table = narrow_table()
     for name in ("weight", "shape", "size", "active", "density", "mult.-\nadds", "share"):
@@ -76,7 +76,7 @@ def _figures(layers: Iterable[LayerCost], cost: Cost) -> Iterator[str]:
 
 
 def split_lines(cost: Cost, layout: Layout) -> list[str]:
-    """Return which blocks stand in the backbone and which in each head."""
+    """Return the names of the blocks in the backbone and in each head."""
     lines = [f"blocks: {cost.blocks_counted} counted (stem and classifier are not)"]
     if layout.backbone:
         lines.append(f"{'backbone' if layout.heads else _shared(layout)}: {_blocks(layout.backbone)}")
@@ -105,11 +105,11 @@ def _blocks(part: Part) -> str:
 
 
 def totals_table(cost: Cost, examples: float | None = None) -> Table:
-    """Return the totals beside those of the single dense network.
+    """Return the totals beside the totals of the single dense network.
 
     Args:
-        cost: of what is described.
-        examples: what training FLOPs are added up over; None: of one example only.
+        cost: of the described ensemble.
+        examples: number of examples over which training FLOPs are summed; None: of one example only.
     """
     relative = cost.relative_to_single_dense()
     table = narrow_table()
@@ -191,7 +191,7 @@ def columns(units: Container[str]) -> list[Column]:
 
 
 def number(value: float | None) -> str:
-    """Write a figure with four decimals; None is beyond the range of floats.
+    """Write a figure with four decimals; None means a figure beyond the range of floats.
 
     Example:
         >>> number(0.5), number(None)
@@ -203,9 +203,9 @@ def number(value: float | None) -> str:
 def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one line for each run; see :func:`nt_lab.runs.folder.row`.
 
-    Where the runs come from different backends, each names its own below the run's name: a column of its own
-    would leave no room for names on a terminal of 80 columns. Language models have perplexities, of the
-    ensemble and of each member, in the place of accuracy and ECE.
+    Where the runs come from different backends, the backend is printed below the run's name, because a
+    separate column would leave no room for names on a terminal of 80 columns. Language models have
+    perplexities, of the ensemble and of each member, in place of accuracy and ECE.
     """
     units = {row["unit"] for row in rows}
     figures = columns(units)
@@ -262,7 +262,7 @@ def metrics_table(metrics: Mapping[str, Any], unit: str = "examples") -> Table:
 
 
 def narrow_table(**options: Any) -> Table:
-    """Return a table that fits a terminal of 80 columns: no lines between columns."""
+    """Return a table without lines between columns, to fit a terminal of 80 columns."""
     return Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", **options)
 
 

@@ -1,4 +1,4 @@
-"""Sparse inference on CPUs: a trained ensemble, compiled into a program that multiplies no zeros.
+"""Sparse inference on CPUs: compiles a trained ensemble into a program that multiplies no zeros.
 
 Example:
     >>> import numpy as np, nt_core, nt_models, nt_cpu

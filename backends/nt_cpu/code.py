@@ -1,4 +1,4 @@
-"""A network's operations as the native engine reads them: words of 64 bits, and the numbers they refer to."""
+"""Encoding of a network for the native engine: words of 64 bits, and the arrays that the words refer to."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ KINDS = (
 )
 ALIGNMENT = 64
 CHUNK_BYTES = 384 * 1024
-"""Sums that a thread works on before it goes to the next: they shall stay in its second-level cache."""
+"""Bytes of sums that a thread works on at a time, small enough for its second-level cache."""
 
 MEMORY_BYTES = 1024 * 1024
-"""What the values of all examples that are computed at a time may take: a second-level cache."""
+"""Largest working memory of the examples computed at a time: the size of a second-level cache."""
 
 ENOUGH = 20
-"""Connections of a row in a panel, beside which loading and storing its sums costs little."""
+"""Connections of a row in a panel that make loads and stores of the row's sums cheap in comparison."""
 
 FEWEST_LINES = 2
-"""Of vectors side by side: with one alone, each connection is read for a single multiply-add."""
+"""Fewest lines of vectors side by side, because one line reads each connection for a single multiply-add."""
 
 
 @dataclass(slots=True)
 class Program:
-    """What the native engine reads.
+    """Program of the native engine.
 
     Attributes:
         code: int64 words.
-        blob: the numbers.
+        blob: bytes of the arrays that the code refers to.
     """
 
     code: NDArray[np.int64]
@@ -67,7 +67,7 @@ class _Writer:
     size: int = 0
 
     def numbers(self, array: NDArray[Any] | None) -> int:
-        """Put an array into the blob and return where it is; -1 for None."""
+        """Put an array into the blob and return its address there; -1 for None."""
         if array is None:
             return -1
         padding = -self.size % ALIGNMENT
@@ -79,10 +79,11 @@ class _Writer:
 
 
 def batch_of(network: Network, most: int) -> int:
-    """Choose how many examples a program computes at a time.
+    """Choose the number of examples that a program computes at a time.
 
-    As few as fill a tile where its products have fewest positions: what they need then stays in the caches.
-    Weights are read again for the next. Where there are vectors alone, their density says how many.
+    The number is the smallest that fills a tile in the product with fewest positions, because working memory
+    then stays in the caches, while weights are read again for the next examples. For vectors alone, the
+    density of the weights determines the number.
     """
     products = [each for each in network.operations if each.kind == "product"]
     several = [each.extent.positions for each in products if each.extent.positions > 1]
@@ -95,10 +96,10 @@ def batch_of(network: Network, most: int) -> int:
 
 
 def _abreast(products: Sequence[Operation]) -> int:
-    """Choose how many vectors stand side by side, in whole lines, where there is nothing else.
+    """Choose the number of vectors side by side, in whole lines, for a network of vectors alone.
 
-    The more, the more a connection does once it is read; the fewer, the more connections of a row are in one
-    panel, and the fewer times its sums are loaded and stored.
+    More vectors give more multiply-adds for each connection that is read. Fewer vectors give more connections
+    of a row in one panel, and so fewer loads and stores of its sums.
     """
     weights = [each.weight for each in products if each.weight is not None]
     active = sum(np.count_nonzero(weight) for weight in weights)
@@ -133,7 +134,7 @@ def program(network: Network, batch: int) -> Program:
 
 
 def _copy_sums(network: Network) -> None:
-    """Write sums and products of values as a copy of the first, and one operation for each other value."""
+    """Write a sum or product of values as a copy of the first and one operation for each other value."""
     found = []
     for operation in network.operations:
         if operation.kind not in {"add", "multiply"}:
@@ -175,13 +176,13 @@ def _write(writer: _Writer, operation: Operation) -> None:
 def _product(writer: _Writer, operation: Operation) -> None:
     assert operation.weight is not None
     extent, geometry = operation.extent, _geometry(operation)
-    # One position in all needs no lines, as long as an offset can name each input.
+    # A single position needs no lines, as long as an offset can name each input.
     single = geometry.pointwise and extent.merged and extent.positions * writer.batch == 1
     single = single and operation.weight.shape[1] <= LARGEST + 1
     geometry = replace(
         geometry, merged=extent.merged, tile=1 if single else min(TILE, _pitch(extent, writer.batch))
     )
-    # As many rows at a time as have sums that stay in the cache while block after block is added to them.
+    # The rows at a time are limited, because their sums shall stay in the cache while all blocks are added.
     outputs = len(operation.weight)
     groups = 1 if single else max(round(outputs * geometry.tile * 4 / CHUNK_BYTES), 1)
     rows = -(-outputs // groups)
@@ -236,7 +237,7 @@ def _floats(extent: Extent, batch: int) -> int:
 
 
 def _plan(network: Network, batch: int) -> tuple[dict[str, int], int]:
-    """Give each value a place in the working memory, perhaps one whose value is not read any more."""
+    """Give each value a place in the working memory; places of values that are read no more are reused."""
     last: dict[str, int] = {}
     for number, operation in enumerate(network.operations):
         last |= dict.fromkeys([*operation.reads, operation.output], number)

@@ -1,4 +1,4 @@
-"""A trained ensemble that answers on a CPU."""
+"""Engine that computes a trained ensemble's predictions on a CPU."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def compile(  # noqa: A001
     threads: int = 1,
     aggregation: Aggregation | None = None,
 ) -> Engine:
-    """Prepare a trained ensemble for answering on a CPU.
+    """Compile a trained ensemble for inference on a CPU.
 
     Args:
-        trained: a checkpoint directory, or what was loaded from one; or a spec and every weight by its full
-            name, with exact zeros where a connection is inactive.
-        batch: how many examples the engine is given at a time, as a rule; it takes any number.
-        threads: how many of the machine's are used for one batch.
-        aggregation: of members' predictions; None: what was fitted and recorded with a checkpoint, else the
-            mean that the spec names.
+        trained: a checkpoint directory, or the checkpoint loaded from one; or a spec and every weight by its
+            full name, with exact zeros where a connection is inactive.
+        batch: usual number of examples of a call, for which the program is optimised; a call takes any
+            number.
+        threads: number of threads for one batch.
+        aggregation: of members' predictions; None: the fitted aggregation in the checkpoint's record, else
+            the mean that the spec names.
 
     Raises:
         CheckpointError: as :func:`nt_core.load_checkpoint`.
@@ -80,10 +81,10 @@ def compile(  # noqa: A001
 
 
 def expect_positive(**counts: int) -> None:
-    """Raise unless every count is positive.
+    """Check that every count is positive.
 
     Raises:
-        DataError: naming the first that is not.
+        DataError: a count is not positive; the message names the first.
     """
     for name, count in counts.items():
         if count < 1:
@@ -91,15 +92,15 @@ def expect_positive(**counts: int) -> None:
 
 
 class Engine:
-    """What :func:`compile` and :func:`load` return; threads of Python may use one at the same time.
+    """Compiled ensemble, made by :func:`compile` or :func:`load`; several Python threads may call it at once.
 
     Attributes:
-        spec: what was declared.
-        batch: how many examples it is given at a time, as a rule.
-        threads: for one batch.
+        spec: of the ensemble.
+        batch: usual number of examples of a call.
+        threads: number of threads for one batch.
         aggregation: of members' predictions.
-        record: what the trainer wrote beside the weights, if they came from a run.
-        program: what the native kernels run; None where they cannot.
+        record: of the trainer, if the weights came from a run.
+        program: of the native kernels; None where they cannot compute the network.
         kernels: the instruction set of the native kernels: ``"avx512"``, ``"avx2"`` or ``"portable"``; None
             where NumPy computes instead.
     """
@@ -125,7 +126,7 @@ class Engine:
         self._values = values if self._native is None else {}
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Predict. (N, *input shape) → (N, …, classes), probabilities of all members together."""
+        """Return the ensemble's probabilities. (N, *input shape) → (N, …, classes)."""
         return self.probabilities(self.heads(inputs))
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float32]:

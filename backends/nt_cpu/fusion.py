@@ -1,4 +1,4 @@
-"""Operations that one pass can do together, put together."""
+"""Fusion of operations that one pass over memory can compute together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nt_cpu.operations import Network, Operation
 
 
 def fuse(network: Network) -> None:
-    """Let products do what stands before and behind them, as long as nobody else reads it."""
+    """Fuse operations before and behind products into the products, where nothing else reads their values."""
     for rule in (
         _into_product_before,
         _relu_into_affine,
@@ -30,7 +30,7 @@ def _only_reader(network: Network, name: str) -> bool:
 
 
 def _replace(network: Network, gone: Operation, by: str) -> None:
-    """Remove an operation; who read it reads another value."""
+    """Remove an operation; readers of its output read the value ``by`` instead."""
     network.operations.remove(gone)
     for each in network.operations:
         each.inputs = [by if name == gone.output else name for name in each.inputs]
@@ -59,7 +59,7 @@ def _into_product_before(network: Network, affine: Operation) -> None:
 
 
 def _relu_into_affine(network: Network, relu: Operation) -> None:
-    """Let an affine map clip."""
+    """Fold a ReLU into the affine map before it."""
     if relu.kind != "affine" or not relu.relu:
         return
     affine = _producer(network, relu.inputs[0])
@@ -72,7 +72,7 @@ def _relu_into_affine(network: Network, relu: Operation) -> None:
 
 
 def _into_products_behind(network: Network, affine: Operation) -> None:
-    """Let products do an affine map to their input, if none but products read it."""
+    """Fold an affine map into the products behind it, if only products read its result."""
     if affine.kind != "affine" or affine.output in network.logits:
         return
     readers = network.readers(affine.output)
@@ -87,7 +87,7 @@ def _into_products_behind(network: Network, affine: Operation) -> None:
 
 
 def _residual(network: Network, add: Operation) -> None:
-    """Let the last of two added values' product add the other."""
+    """Fold a sum of two values into the product that computes the later of them."""
     if add.kind != "add" or len(add.inputs) != 2:
         return
     order = [each.output for each in network.operations]

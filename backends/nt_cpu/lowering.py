@@ -1,4 +1,4 @@
-"""Op → operations."""
+"""Lowering of each op to operations of the native engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nt_cpu.operations import Extent, Floats, Operation
 
 FUNCTIONS = ("gelu", "silu", "tanh", "sigmoid")
 EPS_UNIT = 1e-15
-"""In what the native engine reads a norm's eps."""
+"""Unit of a norm's eps in the native engine's words."""
 
 
 def becomes(call: Call, kind: str, **more: Any) -> list[Operation]:
@@ -37,7 +37,7 @@ def move(
     to: tuple[int, int],
     to_steps: tuple[tuple[int, int], ...],
 ) -> Operation:
-    """Return a move: three loops, and where each side begins and steps, as (channel, position)."""
+    """Return a move: three loops, and the start and the steps of each side, as (channel, position)."""
     sides = [number for begin, along in ((start, steps), (to, to_steps)) for number in _flat(begin, along)]
     return Operation("move", [source], output, extent, words=(*loops, *sides))
 
@@ -60,14 +60,14 @@ def place(
     """Copy an extent's channels and positions from one place to another.
 
     Args:
-        source: from which value.
-        taken: how many channels and positions.
-        output: into which value.
+        source: name of the value that is copied.
+        taken: number of channels and positions to copy.
+        output: name of the value that is written.
         extent: of the output.
-        channel: where in the output.
-        position: where in the output.
-        first: from which channel of the source.
-        first_position: from which position of the source.
+        channel: first channel in the output.
+        position: first position in the output.
+        first: first channel in the source.
+        first_position: first position in the source.
     """
     loops = (taken.channels, 1, taken.positions)
     steps = ((1, 0), (0, 0), (0, 1))
@@ -75,7 +75,7 @@ def place(
 
 
 def flip(source: str, before: Extent, output: str, extent: Extent) -> Operation:
-    """Make channels positions, and positions channels."""
+    """Exchange channels and positions."""
     loops = (before.channels, 1, before.positions)
     return move(
         source, output, extent, loops, (0, 0), ((1, 0), (0, 0), (0, 1)), (0, 0), ((0, 1), (0, 0), (1, 0))
@@ -83,7 +83,7 @@ def flip(source: str, before: Extent, output: str, extent: Extent) -> Operation:
 
 
 def _by_last_axis(lowering: Lowering) -> Lowering:
-    """Let what works on the last axis work on that of images, too: the width becomes the channels."""
+    """Extend a lowering on the last axis to images, whose width becomes the channels."""
 
     def lower(call: Call) -> list[Operation]:
         before, after = call.shapes[0], call.shapes[-1]

@@ -103,11 +103,11 @@ class NativeProgram:
     """A program that the library has read and checked; any number of threads may run it at a time.
 
     Args:
-        program: what :func:`nt_cpu.code.program` wrote, or somebody else.
-        threads: how many the library uses for one run.
+        program: of :func:`nt_cpu.code.program`, or from an untrusted file.
+        threads: number of threads that the library uses for one run.
 
     Raises:
-        NeuroTrailsError: the program is not sound, or needs more working memory than the machine has.
+        NeuroTrailsError: the program is invalid, or needs more working memory than the machine has.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
@@ -132,15 +132,15 @@ class NativeProgram:
         self._spare: list[NDArray[np.uint8]] = []
 
     def expect_shapes(self, inputs: int, members: int, outputs: int) -> None:
-        """Raise unless the program reads and writes arrays of these sizes: it gets their addresses.
+        """Check that the program reads and writes arrays of these sizes, because it gets bare addresses.
 
         Args:
-            inputs: numbers of one example.
-            members: how many answer.
-            outputs: numbers of one member's answer to one example.
+            inputs: number of elements of one example.
+            members: number of members.
+            outputs: number of elements of one member's logits for one example.
 
         Raises:
-            NeuroTrailsError: it is the program of another network.
+            NeuroTrailsError: the program belongs to another network.
         """
         sizes = (ctypes.c_int64 * 3)()
         self._library.nt_sizes(self._engine, sizes)
@@ -172,7 +172,7 @@ def kernels() -> str | None:
     """Return the instruction set that this machine's kernels use; None if they are not installed.
 
     Raises:
-        NeuroTrailsError: the environment variable ``NT_CPU_KERNELS`` names none.
+        NeuroTrailsError: the environment variable ``NT_CPU_KERNELS`` names no instruction set.
     """
     wish = os.environ.get(VARIABLE)
     if wish and wish not in INSTRUCTIONS:
@@ -182,7 +182,7 @@ def kernels() -> str | None:
 
 
 def peak_flops(threads: int = 1) -> float | None:
-    """Measure how many floating-point operations a second this machine does at most, in registers.
+    """Measure the peak FLOP/s of this machine, with operands in registers.
 
     Returns:
         FLOP/s of the best of several short runs; None if the kernels are not installed.

@@ -1,4 +1,4 @@
-"""A layout and its values → operations."""
+"""Lowering of a layout and its values to a network of operations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nt_cpu.operations import Extent, Network, Operation
 def network(layout: Layout, values: Values) -> Network:
     """Return the operations of an ensemble, fused.
 
-    Members that share every block become networks of their own, with kernels that are scaled already: what is
-    served has no factors to multiply.
+    Members that share every block become networks of their own, with kernels already scaled, so that
+    inference multiplies no factors.
 
     Raises:
-        GraphError: an op is not one that can be computed here.
+        GraphError: an op cannot be computed by this backend.
     """
     found = Network()
     given = _input(found, layout)
@@ -46,7 +46,7 @@ def network(layout: Layout, values: Values) -> Network:
 
 
 def _input(found: Network, layout: Layout) -> str:
-    """Add what brings the caller's examples into the form in which values lie."""
+    """Add the operations that bring the caller's examples into the memory layout of values."""
     shape = layout.input_shape
     if isinstance(layout.graph.input, Tokens):
         found.operations.append(Operation("input", [], INPUT, Extent(1, shape[0], True)))
@@ -68,7 +68,7 @@ def _input(found: Network, layout: Layout) -> str:
 
 
 def _divide(found: Network, output: str, members: int) -> None:
-    """Give each member its part of an output's channels."""
+    """Divide an output's channels among the members."""
     extent = found.extents()[output]
     one = Extent(extent.channels // members, extent.positions, extent.merged)
     for member in range(members):
@@ -78,7 +78,7 @@ def _divide(found: Network, output: str, members: int) -> None:
 
 
 def _canonical(found: Network) -> None:
-    """Lay logits of sequences out place by place, as the caller gets them."""
+    """Add flips that bring logits of sequences into the caller's memory layout, position by position."""
     extents = found.extents()
     for number, name in enumerate(found.logits):
         extent = extents[name]

@@ -1,4 +1,4 @@
-"""Values and operations: what a trained ensemble computes, in a few kinds that the native engine knows."""
+"""Values and operations of a network, in the kinds that the native engine computes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Extent:
 
     Attributes:
         channels: of an image; features of a sequence or a vector.
-        positions: pixels; places of a sequence; 1 for a vector.
-        merged: whether the examples of a batch stand side by side in one row, as all but large images do.
+        positions: pixels; positions of a sequence; 1 for a vector.
+        merged: whether the examples of a batch lie side by side in one row; true for all but large images.
     """
 
     channels: int
@@ -44,24 +44,24 @@ class Extent:
 
 @dataclass(slots=True)
 class Operation:
-    """One operation on values, which are named.
+    """One operation on named values.
 
     Attributes:
-        kind: what the native engine calls it.
-        inputs: names of values.
-        output: a name.
+        kind: name of the operation in the native engine.
+        inputs: names of the values that are read.
+        output: name of the result.
         extent: of the output.
-        shapes: of its inputs and its output, canonical.
-        op: the op it began as.
+        shapes: of inputs and output, canonical.
+        op: the op from which the operation was made.
         weight: (out, in, kh, kw) of a product.
         bias: (out,), or None.
-        scale: (in,) of what is done to a product's input first, or of an affine map; None: nothing.
-        shift: as ``scale``.
-        pre_relu: whether a product's input is clipped at 0 after that.
+        scale: (in,) factor of a product's input, or of an affine map; None: 1.
+        shift: (in,) summand after ``scale``; None: 0.
+        pre_relu: whether a product's input is clipped at 0 after scale and shift.
         relu: whether the result is clipped at 0.
-        residual: the value added before that, or None.
-        words: further numbers that the native engine reads.
-        table: (rows, channels) of an embedding; (channels, positions) of what is filled in.
+        residual: name of the value that is added before ``relu``, or None.
+        words: further integers for the native engine.
+        table: (rows, channels) of an embedding; (channels, positions) of constants.
     """
 
     kind: str
@@ -82,7 +82,7 @@ class Operation:
 
     @property
     def reads(self) -> list[str]:
-        """All values it reads."""
+        """Names of all values that the operation reads."""
         return [*self.inputs, *([self.residual] if self.residual else [])]
 
 
@@ -92,7 +92,7 @@ class Network:
 
     Attributes:
         operations: see :class:`Operation`.
-        logits: the values' names.
+        logits: name of each member's value.
     """
 
     operations: list[Operation] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Packed files: a compiled ensemble in one file, which is mapped into memory when it is loaded.
 
-A packed file is a safetensors file of two tensors, the program and the numbers it refers to, with the spec
-and a checksum of everything in its metadata.
+A packed file is a safetensors file of two tensors: the program, and the arrays that the program refers to.
+Its metadata contain the spec and a checksum of everything.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ADDRESSES: Final = 8
 
 
 class _About(Value):
-    """What a packed file says of itself."""
+    """Metadata of a packed file."""
 
     error_path: ClassVar[str] = ""
     format: Literal["neurotrails-cpu"]
@@ -46,11 +46,12 @@ class _About(Value):
 
 
 def pack(engine: Engine, file: str | Path) -> None:
-    """Write a compiled ensemble into one file, whole or not at all.
+    """Write a compiled ensemble into one file, atomically.
 
     Args:
-        engine: what :func:`nt_cpu.compile` returned.
-        file: where to; it holds everything that serving needs, and nothing of the framework that trained.
+        engine: of :func:`nt_cpu.compile`.
+        file: the file to write, which contains everything that inference needs, without the training
+            framework.
 
     Raises:
         CheckpointError: the network cannot be computed natively, or the file cannot be written.
@@ -90,16 +91,16 @@ def pack(engine: Engine, file: str | Path) -> None:
 def load(file: str | Path, *, threads: int = 1) -> Engine:
     """Load a packed file.
 
-    Its numbers are mapped into memory and stay in the file: replace a file that is in use, never write into
-    it.
+    The arrays are mapped into memory and stay in the file. A file that is in use may be replaced but must not
+    be written into.
 
     Args:
-        file: what :func:`pack` wrote.
-        threads: how many of the machine's are used for one batch.
+        file: written by :func:`pack`.
+        threads: number of threads for one batch.
 
     Raises:
-        CheckpointError: it cannot be read, is no packed file, was truncated or altered, or is of another
-            version.
+        CheckpointError: the file cannot be read, is no packed file, was truncated or altered, or is of
+            another version.
         NeuroTrailsError: the compiled kernels are not installed.
         DataError: ``threads`` is not positive.
     """
@@ -123,7 +124,7 @@ def load(file: str | Path, *, threads: int = 1) -> Engine:
 
 
 def is_packed(path: str | Path) -> bool:
-    """Return whether a path is a file, as packed ones are, and not a run's folder."""
+    """Return whether a path is a file, like a packed ensemble, and not a run's folder."""
     return Path(path).is_file()
 
 
@@ -144,7 +145,7 @@ def _read(path: Path) -> tuple[_About, Program]:
 
 
 def _about(text: str, path: Path) -> _About:
-    """Read what stands beside the program."""
+    """Parse the metadata beside the program."""
     try:
         about = parse_json(text)
         version = about.get("version") if isinstance(about, dict) else None
@@ -158,12 +159,12 @@ def _about(text: str, path: Path) -> _About:
 
 
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array at an address that the kernels may read from; those of :func:`pack` are."""
+    """Return an array at an aligned address, as the kernels need; arrays of :func:`pack` are not copied."""
     return array if array.ctypes.data % _ADDRESSES == 0 else np.array(array)
 
 
 def _digest(text: str, program: Program) -> str:
-    """Return a hash of a file's contents: of its parts' hashes, which several threads compute."""
+    """Return a hash of a file's contents: the hash of its parts' hashes, which several threads compute."""
     arrays: list[NDArray[Any]] = [program.code, program.blob]
     about = f"{text} {[(array.dtype.str, array.shape) for array in arrays]}"
     bytes_of = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]

@@ -1,8 +1,8 @@
-"""A sparse matrix as the kernels read it: blocks of input channels, rows by their number of connections.
+"""Sparse format of the kernels: blocks of input channels, rows sorted by their number of connections.
 
 A *panel* is a small dense matrix that the kernel builds from a block of input channels for a tile of output
 positions: for each channel a line of positions for each element of the convolution kernel. A connection is a
-value and where in the panel its line begins.
+value and the offset of its line in the panel.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ UNIT = 8
 """Bytes of one step of an offset."""
 
 LARGEST = np.iinfo(np.uint16).max
-"""Of an offset."""
+"""Largest offset."""
 
 PANEL_BYTES = 32 * 1024
-"""How large a panel may be: what a first-level cache holds, about."""
+"""Usual size limit of a panel: about a first-level cache."""
 
 LEAST = 8
-"""Connections that a row shall have in a block on average, for the loads and stores of its sums to pay."""
+"""Connections of a row in a block, on average, that are worth the loads and stores of its sums."""
 
 SETS = 12
-"""Into which a product's rows are divided, the same in each of its blocks: threads take whole sets."""
+"""Number of sets that divide a product's rows, the same in each of its blocks; threads take whole sets."""
 
 MOST_BYTES = 128 * 1024
-"""How large a panel may become to reach that."""
+"""Size limit of a panel that is enlarged to reach ``LEAST``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where a product's inputs lie for each output position.
+    """Geometry of a product: the positions of its inputs for each output position.
 
     Attributes:
         input: (height, width); (1, 1) of a pointwise product.
@@ -51,8 +51,8 @@ class Geometry:
         kernel: (height, width).
         stride: (down, right).
         padding: (top, left).
-        pointwise: every output position reads the input at the same position.
-        merged: images are so small that several of them stand in a tile.
+        pointwise: whether every output position reads the input at the same position.
+        merged: whether images are so small that a tile contains several of them.
         tile: output positions of a tile, whole lines; 1 of a product that has one position in all.
     """
 
@@ -87,7 +87,7 @@ class Geometry:
 
     @property
     def shared(self) -> bool:
-        """Whether rows of the kernel share panels' planes: a plane for each of its columns is enough."""
+        """Whether kernel rows share planes of a panel, which then has one plane for each kernel column."""
         width = self.output[1]
         fitting = width % LINE == 0 and TILE % width == 0 and not self.merged
         return fitting and self.stride == (1, 1) and self.kernel[0] > 1
@@ -104,7 +104,7 @@ class Geometry:
         return self.tile + (self.kernel[0] - 1) * self.output[1] * self.shared
 
     def places(self) -> NDArray[np.int64]:
-        """Return where each kernel element's line begins within its channel, in floats: (kh, kw)."""
+        """Return the offset of each kernel element's line within its channel, in floats: (kh, kw)."""
         rows, columns = np.ogrid[: self.kernel[0], : self.kernel[1]]
         if self.shared:
             found = rows * self.output[1] + columns * self.plane_floats
@@ -113,22 +113,22 @@ class Geometry:
         return np.asarray(found, np.int64)
 
     def words(self) -> list[int]:
-        """Return what the native engine reads."""
+        """Return the geometry as words of the native engine."""
         return [*self.input, *self.output, *self.kernel, *self.stride, *self.padding, int(self.shared)]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some input channels of a product, as the kernels read them.
+    """A product's connections to some input channels, in the kernels' format.
 
     Attributes:
-        channel: the first.
-        channels: how many.
+        channel: the first channel.
+        channels: number of channels.
         weights: every connection's value, row by row.
-        offsets: where in the panel its line begins.
+        offsets: of every connection's line in the panel.
         counts: connections of each row.
-        rows: which they are: set by set, in each by their number of connections.
-        sets: where each set begins, and the number of rows.
+        rows: row numbers: set by set, sorted in each set by the number of connections.
+        sets: start of each set in ``rows``, then the number of rows.
     """
 
     channel: int
@@ -141,7 +141,7 @@ class Block:
 
 
 def block_channels(weight: NDArray[np.float32], geometry: Geometry) -> int:
-    """Choose how many input channels a block has."""
+    """Choose the number of input channels of a block."""
     outputs, inputs = weight.shape[:2]
     if geometry.tile == 1:
         return int(inputs)
@@ -162,10 +162,11 @@ def _expect_small(what: str, found: int, most: int) -> None:
 def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
     """Cut a product's weight, (out, in, kh, kw), into blocks; zeros are no connections.
 
-    The first and the last block list every row, for its bias and for what follows.
+    The first and the last block list every row, because the first adds the bias and the last finishes the
+    row.
 
     Raises:
-        GraphError: its kernel is larger than offsets of 16 bits can tell apart.
+        GraphError: the kernel is too large for offsets of 16 bits.
     """
     outputs, inputs = weight.shape[:2]
     step = block_channels(weight, geometry)
@@ -201,8 +202,8 @@ def blocks(weight: NDArray[np.float32], geometry: Geometry) -> Iterator[Block]:
 def _deal(weight: NDArray[np.float32]) -> NDArray[np.int64]:
     """Divide rows, in their order, into sets with about as many connections each: (out,).
 
-    Neighbours stay together: where lines that different threads write alternate, each processor fetches the
-    other's ahead of need, and takes them away from it.
+    Neighbouring rows stay together because of false sharing: where lines written by different threads
+    alternate, each processor prefetches the other's lines and takes them away from it.
     """
     counts = np.count_nonzero(weight.reshape(len(weight), -1), axis=1) + 1e-3
     middle = np.cumsum(counts) - counts / 2

@@ -1,4 +1,4 @@
-"""Between a Keras model and the portable checkpoint."""
+"""Conversion between a Keras model and the portable checkpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Chec
     """Return a model as a checkpoint in memory; :func:`save` writes one to a folder.
 
     Args:
-        model: what ``nt_keras.compile`` returned.
-        record: what shall stand beside it: seed, steps, metrics, ….
+        model: of ``nt_keras.compile``.
+        record: further values of the checkpoint: seed, steps, metrics, ….
 
     Example:
         >>> import nt_core, nt_models, nt_keras
@@ -60,7 +60,7 @@ def save(folder: str | Path, model: Ensemble, record: Mapping[str, Any] | None =
 
 
 def load(folder: str | Path, *, device: str | None = "cpu") -> Ensemble:
-    """Make the model that a checkpoint directory holds, whichever backend wrote it.
+    """Load the model of a checkpoint directory, which any backend may have written.
 
     Args:
         folder: written by :func:`save`, or by another backend.

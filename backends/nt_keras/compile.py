@@ -27,20 +27,20 @@ from nt_keras.topology.zeros import clear
 
 @register
 class Ensemble(Network):
-    """A compiled spec; ``model(x)`` gives logits of shape (B, M, …), batch first as Keras wants it.
+    """A compiled spec; ``model(x)`` returns logits of shape (B, M, …), batch first as Keras expects.
 
-    An ordinary functional model: its kernels are dense variables with exact zeros where a connection is
-    inactive, and beside each masked ``kernel`` lies a boolean variable ``weight_mask``, saved with the model.
-    Images are channels last, (B, H, W, C). Heads share the backbone's output.
+    The model is an ordinary functional model. Its kernels are dense variables with exact zeros where a
+    connection is inactive. Each masked ``kernel`` has a boolean variable ``weight_mask``, which is saved with
+    the model. Images are channels last, (B, H, W, C). Heads share the backbone's output.
 
     Args:
-        spec: what is declared.
+        spec: of the ensemble.
         seed: keys dropout.
         dtype: a dtype or policy for all layers; None: Keras' global policy.
         name: of the model.
 
     Attributes:
-        spec: what was declared.
+        spec: of the ensemble.
     """
 
     def set_mask(self, name: str, mask: Mask) -> None:
@@ -59,12 +59,12 @@ class Ensemble(Network):
         self._follow_masks([variable])
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set all variables, as ``keras.Model.set_weights``: masks too; the optimiser follows them."""
+        """Set all variables, also masks, as ``keras.Model.set_weights``, and mask the optimiser's."""
         super().set_weights(weights)
         self._follow_masks()
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Load all variables, as ``keras.Model.load_weights``: masks too; the optimiser follows them."""
+        """Load all variables, also masks, as ``keras.Model.load_weights``, and mask the optimiser's."""
         super().load_weights(*args, **kwargs)
         self._follow_masks()
 
@@ -97,7 +97,7 @@ class Ensemble(Network):
 
         Raises:
             TopologyError: the model has masks, and the optimiser was not wrapped by ``nt_keras.sparse``, or
-                is another model's.
+                belongs to another model.
         """
         if self.masked:
             find_sparse(self.optimizer)
@@ -119,8 +119,8 @@ class Ensemble(Network):
         Raises:
             DataError: inputs have another shape, or a class number is not one of the model's.
             TopologyError: the optimiser was not wrapped by ``nt_keras.sparse``, or two
-                ``nt_keras.TopologyUpdate`` callbacks are given. None, where the spec's topology changes, is a
-                warning.
+                ``nt_keras.TopologyUpdate`` callbacks are given. No such callback, where the spec's topology
+                changes, is a warning.
         """
         if self.masked and self.compiled:
             find_sparse(self.optimizer)
@@ -147,7 +147,7 @@ class Ensemble(Network):
     def _checked(
         self, method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> inspect.BoundArguments:
-        """Return a call's arguments, once arrays among them are known to fit."""
+        """Return a call's arguments, after a check that arrays among them fit."""
         call = inspect.signature(method).bind(*args, **kwargs)
         inputs, targets = (call.arguments.get(name) for name in ("x", "y"))
         if isinstance(inputs, np.ndarray):
@@ -157,11 +157,11 @@ class Ensemble(Network):
         return call
 
     def train_step(self, *given: Any) -> Any:
-        """Take one step of ``fit``, which trainers guard against what is not finite."""
+        """Take one step of ``fit``, which trainers guard against numbers that are not finite."""
         return guarded_step(self, super().train_step, *given)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Make the function that trains one step, once the optimiser is known to keep to the masks."""
+        """Make the function that trains one step, after a check that the optimiser keeps to the masks."""
         if self.masked:
             self.build_optimizer()
         return super().make_train_function(force)
@@ -170,12 +170,12 @@ class Ensemble(Network):
 def compile(  # noqa: A001
     spec: EnsembleSpec, *, seed: int = 0, dtype: Any = None, name: str | None = None
 ) -> Ensemble:
-    """Make the model a spec declares, with the initial values and masks every backend starts from.
+    """Compile a spec into a model, with the same initial values and masks in every backend.
 
     Args:
-        spec: what is declared.
+        spec: of the ensemble.
         seed: keys initial values, masks and dropout.
-        dtype: of its layers, ``"mixed_bfloat16"`` say; None: Keras' global policy.
+        dtype: of the layers, ``"mixed_bfloat16"`` say; None: Keras' global policy.
         name: of the model.
 
     Returns:

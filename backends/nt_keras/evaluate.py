@@ -1,4 +1,4 @@
-"""Predict and evaluate with a compiled model."""
+"""Prediction and evaluation with a compiled model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nt_keras.engines.layouts import batch_to_keras
 
 
 def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> NDArray[np.float32]:
-    """Compute every member's logits; the twin of ``nt_torch.predict``, with the same layouts.
+    """Compute every member's logits, in the same layouts as ``nt_torch.predict``.
 
     Args:
-        model: what ``nt_keras.compile`` returned.
-        inputs: (N, *input shape), images channels first. (``model.predict`` is Keras' own: channels last.)
-        batch_size: examples at a time.
+        model: of ``nt_keras.compile``.
+        inputs: (N, *input shape), images channels first. (``model.predict`` of Keras takes channels last.)
+        batch_size: number of examples at a time.
 
     Returns:
         (M, N, …) logits.
@@ -42,10 +42,10 @@ def evaluate(
     """Evaluate a model on a dataset.
 
     Args:
-        model: what ``nt_keras.compile`` returned.
+        model: of ``nt_keras.compile``.
         data: a test set.
-        batch_size: examples at a time; None: as many as keep the logits small.
-        aggregation: what was fitted, say; None: the mean that the spec names.
+        batch_size: number of examples at a time; None: a number that keeps the logits small.
+        aggregation: a fitted aggregation, say; None: the mean that the spec names.
     """
     spec = model.spec
     size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)

@@ -1,4 +1,4 @@
-"""ONNX files of trained ensembles, for everybody else's runtime; needs the package ``onnx``, no framework.
+"""Export of trained ensembles to ONNX for other runtimes; needs the package ``onnx``, no framework.
 
 Example:
     >>> import tempfile, nt_core, nt_models, nt_onnx

@@ -1,4 +1,7 @@
-"""Op → ONNX nodes. Values are (B, channels, height, width), (B, length, features) or (B, features)."""
+"""Lowering of each op to ONNX nodes.
+
+Values are (B, channels, height, width), (B, length, features) or (B, features).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from nt_core.graph import ops
 from nt_onnx.writer import Writer
 
 Lowering = Callable[[Writer, Call], str]
-"""Writes what an op computes and returns its output's name: the call's, unless the op does nothing."""
+"""Function that writes an op's nodes and returns its output's name; of an op without effect, its input's."""
 
 
 def _conv(w: Writer, call: Call) -> str:
@@ -124,7 +127,7 @@ def _take_token(w: Writer, call: Call) -> str:
 
 
 def _folded(kind: str, w: Writer, call: Call) -> str:
-    """Put an op of two values between any number of them."""
+    """Apply an op of two values to any number of values, one after the other."""
     found = call.inputs[0]
     for number, name in enumerate(call.inputs[1:], start=2):
         last = number == len(call.inputs)
@@ -158,7 +161,7 @@ def _attention(w: Writer, call: Call) -> str:
 
 
 def _heads(w: Writer, name: str, output: str, heads: int, length: int, size: int) -> str:
-    """(B, T, heads·d) → (B, heads, T, d)."""
+    """Divide features among heads. (B, T, heads·d) → (B, heads, T, d)."""
     shape = w.constant(f"{output} shape", [0, length, heads, size])
     return w.add("Transpose", [w.add("Reshape", [name, shape], f"{output} split")], output, perm=[0, 2, 1, 3])
 
@@ -175,13 +178,13 @@ def _rotate(w: Writer, name: str, base: float, length: int, size: int) -> str:
 
 
 def _repeat(w: Writer, name: str, heads: int, kv_heads: int) -> str:
-    """(B, kv_heads, T, d) → (B, heads, T, d)."""
+    """Repeat keys or values for the heads that share them. (B, kv_heads, T, d) → (B, heads, T, d)."""
     which = w.constant(f"{name} which", np.repeat(np.arange(kv_heads), heads // kv_heads))
     return w.add("Gather", [name, which], f"{name} repeated", axis=1)
 
 
 def _own(w: Writer, call: Call, *names: str) -> list[str]:
-    """Add some of an op's arrays; those that it lacks are left out."""
+    """Add some of an op's arrays as constants; names without an array are left out."""
     return [w.constant(f"{call.output}.{name}", call.own[name]) for name in names if name in call.own]
 
 

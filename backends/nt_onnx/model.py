@@ -1,4 +1,4 @@
-"""An ensemble as an ONNX file."""
+"""Export of an ensemble as an ONNX file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nt_onnx.lowering import LOWERINGS
 from nt_onnx.writer import Writer
 
 OPSET: Final = 20
-"""The first that has Gelu."""
+"""The first opset that has Gelu."""
 
 IR_VERSION: Final = 9
-"""Of the file format, as that opset came with: runtimes refuse what is newer than they are."""
+"""Version of the file format released with that opset, because runtimes refuse newer versions."""
 
 LARGEST_BYTES: Final = 2**31 - 2**20
-"""What one ONNX file holds; the weights of a larger model lie in a file beside it."""
+"""Largest size of one ONNX file; the weights of a larger model are in a file beside it."""
 
 INPUT_NAME, HEADS, MEAN = "input", "heads", "mean"
 
@@ -45,11 +45,11 @@ def export(
     multiply them. The metadata hold the spec.
 
     Args:
-        trained: a checkpoint directory, or what was loaded from one; or a spec and every weight by its full
-            name.
-        file: where to; weights of more than 2 GB lie beside it, in ``FILE.data``.
-        aggregation: of members' predictions; None: what was fitted and recorded with a checkpoint, else the
-            mean that the spec names.
+        trained: a checkpoint directory, or the checkpoint loaded from one; or a spec and every weight by its
+            full name.
+        file: the file to write; weights of more than 2 GB are in ``FILE.data`` beside it.
+        aggregation: of members' predictions; None: the fitted aggregation in the checkpoint's record, else
+            the mean that the spec names.
 
     Raises:
         CheckpointError: as :func:`nt_core.load_checkpoint`; or the file cannot be written.
@@ -75,7 +75,7 @@ def model(spec: EnsembleSpec, values: Values, aggregation: Aggregation) -> Model
     """Return the ONNX model of an ensemble.
 
     Args:
-        spec: what is declared.
+        spec: of the ensemble.
         values: full name → array.
         aggregation: of members' predictions.
     """
@@ -133,7 +133,7 @@ def _heads(writer: Writer, layout: Layout, logits: list[str]) -> None:
 
 
 def _mean(writer: Writer, how: Aggregation, *, axes: int) -> None:
-    """Average members' predictions: probabilities (B, …, classes), of so many axes."""
+    """Average members' predictions: probabilities (B, …, classes) with ``axes`` axes."""
     axis = writer.constant("mean: axis", [0])
     if how == "mean_logit":
         mean = writer.add("ReduceMean", [HEADS, axis], "mean: logits", keepdims=0)

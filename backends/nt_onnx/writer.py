@@ -1,4 +1,4 @@
-"""What lowerings write into: nodes and constants of an ONNX graph."""
+"""Writer of an ONNX graph's nodes and constants, for the lowerings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 
 class Writer:
-    """Collects the nodes of a graph and the constants that they read.
+    """Collector of a graph's nodes and of the constants that the nodes read.
 
     Attributes:
-        nodes: in the order in which they run.
-        constants: arrays that the file holds.
+        nodes: in the order of computation.
+        constants: arrays of the file.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Writer:
         self.constants: list[TensorProto] = []
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node that gives one value, and return the value's name."""
+        """Add a node with one output, and return the output's name."""
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
 

@@ -1,4 +1,4 @@
-"""Between a PyTorch module and the portable checkpoint."""
+"""Conversion between a PyTorch module and the portable checkpoint."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def checkpoint(model: nn.Module, record: Mapping[str, Any] | None = None) -> Che
     """Return a model as a checkpoint in memory; :func:`save` writes one to a folder.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped; sharded, every process must ask.
-        record: what shall stand beside it: seed, steps, metrics, ….
+        model: of ``nt_torch.compile``, perhaps wrapped; every process must call this for a sharded model.
+        record: further values of the checkpoint: seed, steps, metrics, ….
 
     Example:
         >>> import nt_core, nt_models, nt_torch
@@ -66,7 +66,7 @@ def save(folder: str | Path, model: nn.Module, record: Mapping[str, Any] | None 
 
 
 def load(folder: str | Path, *, device: torch.device | str | None = "cpu") -> Ensemble:
-    """Make the module that a checkpoint directory holds, in evaluation mode.
+    """Load the module of a checkpoint directory, in evaluation mode.
 
     Args:
         folder: written by :func:`save`, or by another backend.

@@ -16,13 +16,13 @@ def compile(  # noqa: A001
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Ensemble:
-    """Make the module a spec declares, with the initial values and masks every backend starts from.
+    """Compile a spec into a module, with the same initial values and masks in every backend.
 
     Args:
-        spec: what is declared.
+        spec: of the ensemble.
         seed: keys initial values and masks.
-        device: where it shall live.
-        dtype: of its parameters.
+        device: of the module.
+        dtype: of the parameters.
 
     Returns:
         A module in training mode; ``model(x)`` has shape (M, B, …).
@@ -44,7 +44,7 @@ def compile(  # noqa: A001
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.num_batches_tracked is not None:
                 module.num_batches_tracked.zero_()
-        # Masks first: making one takes several times its size, and parameters not yet filled take no memory.
+        # Masks first: making one takes several times its size, and unfilled parameters take no memory.
         for name, mask in initial_masks(spec.topology, spec.layout, seed):
             model.register_mask(name, mask)
             del mask

@@ -1,4 +1,4 @@
-"""Predict and evaluate with a compiled model."""
+"""Prediction and evaluation with a compiled model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nt_torch.network.model import as_numpy, unwrap
 
 
 def predict(model: nn.Module, inputs: NDArray[Any] | Tensor, *, batch_size: int = 256) -> NDArray[np.float32]:
-    """Compute every member's logits in evaluation mode; the model's mode is left as it was.
+    """Compute every member's logits in evaluation mode; the model's own mode is restored afterwards.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        model: of ``nt_torch.compile``, perhaps wrapped.
         inputs: (N, *input shape).
-        batch_size: examples at a time.
+        batch_size: number of examples at a time.
 
     Returns:
         (M, N, …) logits on the CPU.
@@ -43,10 +43,10 @@ def evaluate(
     """Evaluate a model on a dataset.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        model: of ``nt_torch.compile``, perhaps wrapped.
         data: a test set.
-        batch_size: examples at a time; None: as many as keep the logits small.
-        aggregation: what was fitted, say; None: the mean that the spec names.
+        batch_size: number of examples at a time; None: a number that keeps the logits small.
+        aggregation: a fitted aggregation, say; None: the mean that the spec names.
     """
     spec = unwrap(model).spec
     size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)

@@ -33,8 +33,8 @@ def llama(
 ) -> BlockGraph:
     """Make a LLaMA; Touvron et al. 2023, §2.2, and Ainslie et al. 2023 for shared key/value heads.
 
-    The embedding is the stem, each decoder block is a counted block, the final norm and the output projection
-    are the classifier: in a multi-head structure each head has its own.
+    The embedding is the stem. Each decoder block is a counted block. The final norm and the output projection
+    are the classifier, of which each head has its own in a multi-head structure.
 
     Args:
         blocks: number of decoder blocks.
@@ -71,7 +71,7 @@ def llama(
 
 @architecture
 def llama_tiny(*, vocabulary: int = 256, length: int = 128) -> BlockGraph:
-    """Make a LLaMA that trains on a CPU: 4 blocks × 64, MLP 176, 4 heads; for bytes unless told otherwise.
+    """Make a LLaMA that trains on a CPU: 4 blocks × 64, MLP 176, 4 heads; by default for bytes.
 
     Example:
         >>> llama_tiny().output_shape
@@ -174,10 +174,10 @@ def llama_70b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
 
 
 def llama_arguments(graph: BlockGraph) -> dict[str, Any]:
-    """Return the arguments with which :func:`llama` makes this graph, whatever it was made by.
+    """Return the arguments with which :func:`llama` makes a graph, of any origin.
 
     Raises:
-        GraphError: it makes no such graph.
+        GraphError: no arguments make this graph.
 
     Example:
         >>> arguments = llama_arguments(llama_tiny())
@@ -195,7 +195,7 @@ def llama_arguments(graph: BlockGraph) -> dict[str, Any]:
 
 
 def _read_arguments(graph: BlockGraph) -> dict[str, Any] | None:
-    """Read the arguments off the ops of the first block."""
+    """Read the arguments from the ops of the first block; None: the ops are not those of a LLaMA."""
     ops = {f"{block.name}/{node.name}": node.op for block, node in graph.nodes()}
     norm, attention, gate = (ops.get(f"block1/{name}") for name in ("rms_norm1", "attention1", "gate_proj"))
     if not (

@@ -1,4 +1,4 @@
-"""What networks on patches of an image begin with."""
+"""Division of an image into patches, the start of patch-based networks."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def resnet(
     Args:
         depth: number of convolutions on the longest path, and the linear map: 18, 34 (basic blocks), 50, 101,
             152 (bottlenecks); 10 and 14 have one block of either kind in each stage.
-        width: channels of the first stage; each further one has twice as many.
+        width: channels of the first stage; each further stage has twice as many channels.
         classes: number of logits.
         size: height and width of the images, in pixels.
         channels: colour channels of the images.

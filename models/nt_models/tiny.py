@@ -24,4 +24,4 @@ TINY: Mapping[str, Callable[[], BlockGraph]] = MappingProxyType(
         "wide_resnet": lambda: wide_resnet(depth=10, width=1, classes=10, size=8, channels=1),
     }
 )
-"""Name → what makes it. To :func:`nt_core.testing.model_cases` go the graphs."""
+"""Name → function that makes the graph; :func:`nt_core.testing.model_cases` takes the graphs."""

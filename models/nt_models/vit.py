@@ -22,7 +22,7 @@ def vit(
 ) -> BlockGraph:
     """Make a vision transformer; Dosovitskiy et al. 2021, §3.1.
 
-    Patches, class token and learned positions are the stem, each encoder block is a counted block, the final
+    Patches, class token and learned positions are the stem. Each encoder block is a counted block. The final
     norm and the linear map of the class token are the classifier.
 
     Args:

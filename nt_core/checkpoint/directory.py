@@ -1,7 +1,7 @@
 """Checkpoints: a directory with ``config.json`` and ``model.safetensors``, the same for every backend.
 
-Sparse weights are stored as CSR: their active values, and indices in the narrowest integers that hold them.
-Everything else is stored dense. The backbone is stored once. There is no pickle anywhere.
+Sparse weights are stored as CSR: their active values, and indices in the narrowest sufficient integer dtype.
+All other weights are stored dense. The backbone is stored once. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMAT: Final = 1
 CONFIG: Final = "config.json"
 TENSORS: Final = "model.safetensors"
 KEYS: Final = {"spec": dict, "masked": list, "tensors_sha256": str, "record": dict}
-"""What a configuration holds besides its format and its own checksum."""
+"""Keys of a configuration and their types, besides its format and its own checksum."""
 
 Values = Mapping[str, NDArray[Any]]
 
@@ -43,10 +43,10 @@ class Checkpoint:
     """A trained ensemble.
 
     Attributes:
-        spec: what was declared.
+        spec: of the ensemble.
         values: full name → array of the weight's shape; inactive elements are exactly 0.
         masks: full name → mask, for each weight that has one.
-        record: whatever the trainer wrote beside it: seed, steps, metrics, the run's spec file.
+        record: of the trainer: seed, steps, metrics, the run's spec file.
     """
 
     spec: EnsembleSpec
@@ -56,17 +56,17 @@ class Checkpoint:
 
 
 def aggregation_of(spec: EnsembleSpec, record: Mapping[str, Any]) -> Aggregation:
-    """Return how a trained ensemble's predictions are averaged.
+    """Return the aggregation of a trained ensemble's predictions.
 
     Args:
-        spec: what was declared.
-        record: a checkpoint's or a run's; ``"fitted"`` in it is what was fitted on held-out examples.
+        spec: of the ensemble.
+        record: of a checkpoint or a run; ``"fitted"`` in it is the aggregation fitted on held-out examples.
 
     Returns:
-        What was fitted; else the mean that the spec names.
+        The fitted aggregation, if recorded; else the mean that the spec names.
 
     Raises:
-        CheckpointError: what is recorded is none.
+        CheckpointError: the recorded aggregation is invalid.
     """
     found = record.get("fitted")
     if found is None:
@@ -77,11 +77,11 @@ def aggregation_of(spec: EnsembleSpec, record: Mapping[str, Any]) -> Aggregation
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; each file appears whole or not at all, the config last.
+    """Write a checkpoint; each file is written atomically, the config last.
 
     Args:
-        folder: made if it is not there; other files in it are left alone.
-        checkpoint: what to write.
+        folder: made if it does not exist; other files in it are left alone.
+        checkpoint: the checkpoint to write.
 
     Raises:
         CheckpointError: a value is missing, it or its mask has another shape than the spec says, an inactive
@@ -122,12 +122,12 @@ def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None)
     """Read and check a checkpoint.
 
     Args:
-        folder: what :func:`save_checkpoint` wrote.
-        expected: the spec of the model it is to be loaded into, if any.
+        folder: written by :func:`save_checkpoint`.
+        expected: the spec of the model into which the checkpoint is to be loaded, if any.
 
     Raises:
-        CheckpointError: it is missing, truncated, altered, of a newer format, or of another spec; the message
-            says which file and what to do.
+        CheckpointError: the checkpoint is missing, truncated, altered, of a newer format, or of another
+            spec; the message names the file and a remedy.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -161,7 +161,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Read a checkpoint's ``config.json`` alone: its spec and record.
 
     Raises:
-        CheckpointError: it is missing, no JSON, of a newer format, lacks a key, or was altered.
+        CheckpointError: the file is missing, no JSON, of a newer format, lacks a key, or was altered.
     """
     path = Path(folder) / CONFIG
     config = read_json(path, "is this a run's folder?")
@@ -181,15 +181,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _config_sha256(config: Mapping[str, Any]) -> str:
-    """Return a hash of everything else a config holds; its layout as text plays no part."""
+    """Return a hash of a config without its own checksum, independent of its layout as text."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def expect_same_weights(found: EnsembleSpec, expected: EnsembleSpec, folder: Path) -> None:
-    """Raise unless two specs have the same weights under the same names.
+    """Check that two specs have the same weights under the same names.
 
     Raises:
-        CheckpointError: naming the first weight that differs.
+        CheckpointError: a weight differs; the message names the first.
     """
     theirs = {p.name: p.weight.shape for p in found.layout.weights}
     ours = {p.name: p.weight.shape for p in expected.layout.weights}
@@ -207,7 +207,7 @@ def _shape_or_absent(shape: Shape | None) -> str:
 
 
 def expect_values(checkpoint: Checkpoint) -> None:
-    """Raise unless a checkpoint's values and masks fit its spec.
+    """Check that the values and masks of a checkpoint fit its spec.
 
     Raises:
         CheckpointError: a value is missing, it or its mask has another shape than the spec says, or an
@@ -300,10 +300,10 @@ def _expect_floats(values: NDArray[Any], where: str) -> None:
 
 
 def mask_of_csr(shape: Shape, indptr: NDArray[Any], indices: NDArray[Any]) -> Mask:
-    """Make a mask of CSR arrays that may come from anywhere, checking every one of them.
+    """Make a mask from untrusted CSR arrays, all of which are checked.
 
     Raises:
-        CheckpointError: rows do not begin in order, or columns are not ascending below the fan-in.
+        CheckpointError: row pointers do not ascend, or columns do not ascend below the fan-in.
     """
     rows, columns = shape[0], math.prod(shape[1:])
     kinds = indptr.dtype.kind + indices.dtype.kind

@@ -1,4 +1,4 @@
-"""Members made one after another: taken out of what was trained, kept, and joined to one ensemble."""
+"""Members made one after another: extracted from the trained model, kept, and joined to one ensemble."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from nt_core.training import ExploreRefine, Report, Trained
 
 Model = TypeVar("Model")
 COUNTS: Final = ("steps", "examples", "seconds", "skipped")
-"""What is recorded of each member's training, by its names in :class:`nt_core.training.Trained`."""
+"""Figures recorded of each member's training, by their names in :class:`nt_core.training.Trained`."""
 Members: TypeAlias = MutableMapping[int, Checkpoint]
-"""Finished members by their number, from 1: a dict, or something that writes them down."""
+"""Finished members by their number, from 1: a dict, or a mapping that writes them to disk."""
 
 Leave: TypeAlias = Callable[[Model, int], None]
-"""Is shown a model whenever it is a finished member that is about to become another, and its number."""
+"""Function of a model and a member's number, called when that member is finished and the next begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verbs(Generic[Model]):
-    """What a backend does when members are made one after another.
+    """Functions of a backend that members made one after another need.
 
     Attributes:
-        train: (spec, leave, report) → what was trained in one go; shows each member it is about to leave.
+        train: (spec, leave, report) → result of one training, which calls ``leave`` for each finished member.
         checkpoint: model → its portable checkpoint.
         restore: checkpoint → model.
         evaluate: model → metrics on the test set, if there is one.
-        kept: is told of a turn whose members are kept: nothing needs to go on from its states any longer.
+        kept: called with a turn whose members are kept, because its states are not needed any longer.
     """
 
     train: Callable[[EnsembleSpec, Leave[Model], Report], Trained[Model]]
@@ -46,21 +46,21 @@ class Verbs(Generic[Model]):
 def train_members(
     spec: EnsembleSpec, verbs: Verbs[Model], members: Members, report: Report = lambda _: None
 ) -> Trained[Model]:
-    """Train what a spec declares, in as many goes as its plan says.
+    """Train an ensemble in the turns of its plan.
 
     Args:
-        spec: the ensemble.
-        verbs: the backend's.
-        members: where members go as soon as they are finished. Those that are there already are not trained
-            again where members are trained one after another; where a plan makes them of one network, all are
+        spec: of the ensemble.
+        verbs: functions of the backend.
+        members: receives each finished member. Members that it contains already are not trained again where
+            members are trained one after another. Where a plan makes the members from one network, all are
             made anew.
-        report: receives what the backend reports and a ``member`` event for each; where members are trained
-            one after another, every event says which: ``trained``.
+        report: receives the backend's events, and a ``member`` event for each member. Where members are
+            trained one after another, every event names the trained members in ``trained``.
     """
 
     def keep(number: int, checkpoint: Checkpoint, **record: Any) -> None:
         found = member(checkpoint, number, spec.result, record)
-        # Told before it is kept: what is told of members that are not kept is taken back after a crash.
+        # Reported before it is kept, because a crash takes back the reports of members that are not kept.
         report({"event": "member", "trained": (number,), "members": spec.result.members})
         members[number] = found
 
@@ -96,13 +96,13 @@ def train_members(
 def member(
     checkpoint: Checkpoint, number: int, whole: EnsembleSpec, record: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Copy one member out of a checkpoint, as a checkpoint of its own.
+    """Extract one member from a checkpoint, as a checkpoint of its own.
 
     Args:
-        checkpoint: of independent members, this one among them, or of one network, which becomes the member.
+        checkpoint: of independent members, among them this one, or of one network, which becomes the member.
         number: of the member, from 1.
-        whole: the ensemble that it belongs to.
-        record: what shall stand beside it.
+        whole: the ensemble of the member.
+        record: of the new checkpoint.
     """
     assert isinstance(whole.structure, Independent)
     heads = [part.name for part in checkpoint.spec.layout.heads]
@@ -120,11 +120,11 @@ def member(
 
 
 def join(spec: EnsembleSpec, members: Mapping[int, Checkpoint]) -> Checkpoint:
-    """Put members together.
+    """Join members to one checkpoint.
 
     Args:
-        spec: the ensemble that training leaves, of independent members.
-        members: each of its members by number.
+        spec: of the trained ensemble of independent members.
+        members: each of the ensemble's members by number.
     """
     each = [members[number] for number in _numbers(spec)]
     return Checkpoint(

@@ -1,4 +1,4 @@
-"""An ensemble as one sequence of ops for serving: members unrolled, what they share scaled already."""
+"""An ensemble as one sequence of ops for inference: members unrolled, shared kernels already scaled."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from nt_core.structure import Layout, Part, weight_name
 from nt_core.values import Shape
 
 STACKED: Final = "stacked input"
-"""The value that a graph reads whose members have channels of their own: the input, once for each of them."""
+"""Name of the stacked input, once for each member, of a graph whose members have channels of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """An op, the values it works on, and its arrays.
+    """An op, its input and output values, and its arrays.
 
     Attributes:
-        block: the name of the op's block.
-        node: its name there.
-        op: any; what makes it one that members share can be ignored.
-        inputs: the values' names.
-        output: the name of what it gives.
-        shapes: of its inputs and its output, canonical, for one example.
-        own: its arrays by name, of shapes as if members shared nothing.
+        block: name of the op's block.
+        node: name of the op in its block.
+        op: any op; its fields about sharing among members can be ignored.
+        inputs: names of the input values.
+        output: name of the output value.
+        shapes: of inputs and output, canonical, for one example.
+        own: the op's arrays by name, of shapes as if members shared nothing.
     """
 
     block: str
@@ -47,9 +47,9 @@ class Unrolled:
     """An ensemble as one sequence of ops.
 
     Attributes:
-        calls: in the order in which they run; the first read ``nt_core.graph.INPUT``, or :data:`STACKED` if
+        calls: in the order of computation; the first read ``nt_core.graph.INPUT``, or :data:`STACKED` if
             members have channels of their own.
-        logits: each member's value; one that all share if members have channels of their own.
+        logits: name of each member's value; a single shared value if members have channels of their own.
     """
 
     calls: tuple[Call, ...]
@@ -57,10 +57,10 @@ class Unrolled:
 
 
 def unroll(layout: Layout, values: Values) -> Unrolled:
-    """Write an ensemble as one sequence of ops, in evaluation mode.
+    """Return an ensemble as one sequence of ops, in evaluation mode.
 
-    The backbone runs once. Members with rows of their own become networks of their own, with kernels that are
-    scaled by their factors.
+    The backbone runs once. Members with rows of their own become networks of their own, with kernels scaled
+    by their factors.
 
     Args:
         layout: of the ensemble.
@@ -117,7 +117,7 @@ def _part(
 
 
 def _of_member(op: Op, own: dict[str, NDArray[Any]], member: int) -> dict[str, NDArray[Any]]:
-    """Return the arrays of one member of those that share an op."""
+    """Return one member's arrays of an op that members share."""
     if getattr(op, "members", None) is not None:
         return {name: array[member] for name, array in own.items()}
     if getattr(op, "factors", None) is None:

@@ -1,7 +1,7 @@
-"""Cost: weights, FLOPs, memory, and messages of a spec, by arithmetic on its graph alone.
+"""Cost: weights, FLOPs, memory, and communication of a spec, by arithmetic on its graph alone.
 
-In goes a spec; out come tables of exact figures, none of them measured. It imports ``spec`` and what a spec
-is made of, ``masks``, and the ground.
+Input: a spec. Output: tables of exact figures, none of them measured. This room imports ``spec`` and the
+rooms of a spec's parts, ``masks``, and the ground (``values``, ``errors``).
 """
 
 from nt_core.cost.flops import Cost, LayerCost, cost

@@ -1,9 +1,10 @@
 """Cost: weights and floating-point operations of a spec, from its graph alone.
 
 FLOPs are 2 × multiply-adds of convolutions and linear maps, forward, for one example (of a language model one
-sequence); the backbone is counted once and each weight with its own active count. A training step is 3 ×
-forward (RigL, Evci et al. 2020, appendix H); a topology that reads the dense gradient every ΔT steps costs
-(3·f_S·ΔT + 2·f_S + f_D) / (ΔT + 1) on average, one that smooths it (SNFS) 2·f_S + f_D at every step.
+sequence). The backbone is counted once and each weight with its own active count. A training step is 3 ×
+forward (RigL, Evci et al. 2020, appendix H). A topology that reads the dense gradient every ΔT steps costs
+(3·f_S·ΔT + 2·f_S + f_D) / (ΔT + 1) on average. A topology that smooths the dense gradient (SNFS) costs
+2·f_S + f_D at every step.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from nt_core.structure import Layout, Single, part_label
 PARAMETERS: Mapping[Role, str] = MappingProxyType(
     {"kernel": "kernels", "bias": "biases", "scale": "norms", "factor": "factors", "table": "embeddings"}
 )
-"""What a trained array is called when parameters are counted; a norm's shift is among the biases."""
+"""Role → category in the count of parameters; a norm's shift is among the biases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """What one convolution or linear map costs.
+    """Cost of one convolution or linear map.
 
     Attributes:
         name: the weight's full name.
         part: ``"backbone"`` or ``"head 1"``, ….
         shape: of the weight.
-        size: its elements.
-        active: those of them that are active.
+        size: number of the weight's elements.
+        active: number of active elements.
         density: active / size.
         flops: for one example, of the active elements.
-        dense_flops: of all elements: what a dense execution computes.
+        dense_flops: for one example, of all elements, as in a dense execution.
     """
 
     name: str
@@ -52,22 +53,23 @@ class LayerCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a spec costs; see the module for what is counted.
+    """Cost of a spec; the module's documentation defines the figures.
 
     Attributes:
         layers: every convolution and linear map, in the order of the layout.
         blocks_counted: depth of the graph in blocks.
         split: counted blocks in the backbone.
-        parameters: every trainable element, active or not, by what it is: ``kernels``, ``biases``, ``norms``,
-            ``factors`` (BatchEnsemble's), ``embeddings`` (tables that are looked up or added: class tokens
-            and positions too).
+        parameters: number of trainable elements, active or not, by category: ``kernels``, ``biases``,
+            ``norms``, ``factors`` (BatchEnsemble's), ``embeddings`` (tables that are looked up or added:
+            class tokens and positions too).
         tokens: in one example, where the network reads token numbers; None elsewhere.
         flops_inference: sparse FLOPs for one example.
-        flops_dense: FLOPs for one example that a dense execution of the same ensemble computes.
-        flops_products: FLOPs among activations (attention), which no mask saves; not in the other figures.
-        flops_training_step: for one example, forward and backward, updates included on average.
+        flops_dense: FLOPs for one example in a dense execution of the same ensemble.
+        flops_products: FLOPs among activations (attention), which masks do not save; not in the other
+            figures.
+        flops_training_step: for one example, forward and backward, with topology updates on average.
         single_weights: sparsifiable weights of the single dense network.
-        single_flops: its FLOPs for one example.
+        single_flops: FLOPs of the single dense network for one example.
     """
 
     layers: tuple[LayerCost, ...]
@@ -84,29 +86,29 @@ class Cost:
 
     @property
     def parameters_total(self) -> int:
-        """Every trainable element, biases, norms and embeddings too, active or not."""
+        """Number of trainable elements, active or not, with biases, norms and embeddings."""
         return sum(self.parameters.values())
 
     @cached_property
     def weights_total(self) -> int:
-        """Sparsifiable weights, each head's counted."""
+        """Number of sparsifiable weights, counted in each head."""
         return sum(layer.size for layer in self.layers)
 
     @cached_property
     def weights_active(self) -> int:
-        """Those of them that are active."""
+        """Number of active sparsifiable weights."""
         return sum(layer.active for layer in self.layers)
 
     @property
     def density(self) -> float:
-        """Active over all."""
+        """Active weights / sparsifiable weights."""
         return self.weights_active / self.weights_total if self.weights_total else 1.0
 
     def relative_to_single_dense(self) -> dict[str, float]:
         """Return the ratios to the single dense network.
 
         ``flops_uniform_equivalent`` is density × the dense ensemble's FLOPs, as if every layer had the same
-        density; some papers print that figure.
+        density. Some papers print that figure.
         """
         flops = max(self.single_flops, 1)
         return {
@@ -118,7 +120,7 @@ class Cost:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON can hold."""
+        """Return all figures as values that JSON can hold."""
         return {
             "blocks_counted": self.blocks_counted,
             "split": self.split,
@@ -142,15 +144,15 @@ class Cost:
 
 
 def cost(spec: EnsembleSpec, counts: Mapping[str, int] | None = None) -> Cost:
-    """Work out what a spec costs.
+    """Compute the cost of a spec.
 
     Args:
-        spec: what is declared.
-        counts: active elements of each weight, where they are known better than from the allocation (after
-            global pruning, say).
+        spec: of the ensemble.
+        counts: active elements of each weight, where they differ from the allocation (after global pruning,
+            say).
 
     Returns:
-        The figures; nothing of a weight's size is made.
+        The figures, computed without any array of a weight's size.
 
     Example:
         >>> import nt_models

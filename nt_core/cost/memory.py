@@ -1,4 +1,4 @@
-"""What one process holds only while it updates a topology: copies, the choosing, what was chosen."""
+"""Memory that one process needs during a topology update only: copies, selection, selected positions."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Place = Literal["device", "drawing", "host", "sharded"]
 CHOOSING: Final[Mapping[Place, tuple[int, int]]] = MappingProxyType(
     {"device": (36, 0), "drawing": (76, 0), "host": (9, 8), "sharded": (9, 56)}
 )
-"""Bytes on device and host for each position of the weight that is chosen from: bounds on what was measured;
-``drawing`` is the device with random numbers, ``sharded`` the host where processes choose together."""
+"""Bytes on device and host for each position of the weight under selection, as bounds on measurements;
+``drawing`` is the device with random numbers, ``sharded`` the host where processes select together."""
 
 NOMINEE: Final = 12
-"""Bytes of a position and its score, for each weight's candidates where all weights compete."""
+"""Bytes of a position and its score, for the candidates of each weight where all weights compete."""
 
 CHOSEN: Final = 2 * 8
-"""Bytes of one position that is pruned and one that grows."""
+"""Bytes of one pruned position and one grown position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateMemory:
-    """Bytes that one topology update adds, and what it leaves behind.
+    """Bytes that one topology update needs, and bytes that remain after it.
 
     Attributes:
-        device: on the device: the dense gradient, kept from the backward pass on, and what is chosen there.
-        host: beside it: two sets of bits, and what NumPy chooses from.
-        seen: bits of all masks so far, on the host, that stay.
+        device: on the device: the dense gradient, kept from the backward pass on, and the selection there.
+        host: on the host: two sets of bits, and the arrays that NumPy selects from.
+        seen: on the host: bits of all masks so far, which remain.
     """
 
     device: int = 0
@@ -44,17 +44,17 @@ class UpdateMemory:
 def update_memory(
     spec: EnsembleSpec, masked: Sequence[PlacedWeight], *, parts: int, sharded: bool, width: int
 ) -> UpdateMemory:
-    """Work out what a topology update needs in the process that holds most.
+    """Compute the memory of a topology update in the process that holds most.
 
-    Plain arithmetic is chosen by on the device, other criteria by NumPy on the host, which then has a copy of
-    every weight, gradient and mask at once. What criteria of paths need (CHT) is not counted, nor are
-    policies of one's own.
+    Criteria of plain arithmetic select on the device. Other criteria select in NumPy on the host, which then
+    has a copy of every weight, gradient and mask at once. The memory of criteria of paths (CHT) and of users'
+    own policies is not counted.
 
     Args:
-        spec: what is trained at once.
-        masked: its weights that have a mask.
-        parts: into how many a weight is divided.
-        sharded: whether processes choose together.
+        spec: of the part that is trained at once.
+        masked: the weights that have a mask.
+        parts: number of parts into which a weight is divided.
+        sharded: whether processes select together.
         width: bytes of one number of a gradient.
 
     Example:
@@ -86,7 +86,7 @@ def update_memory(
 
 
 def held_by_one(weights: Iterable[PlacedWeight], parts: int) -> int:
-    """Count the elements of the process that holds most: weights are divided by rows, rounded up.
+    """Count the elements of the process that holds most; weights are divided by rows, rounded up.
 
     Example:
         >>> import nt_models

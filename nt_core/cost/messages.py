@@ -1,6 +1,6 @@
-"""What processes say to each other for one topology update: how many messages, of how many bytes.
+"""Communication volume of one topology update: number and bytes of collective calls.
 
-It follows :mod:`nt_torch.processes.shards` call by call; a test counts the calls.
+The count follows :mod:`nt_torch.processes.shards` call by call; a test compares the numbers of calls.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from nt_core.spec import EnsembleSpec
 from nt_core.topology import DeclaredTopology
 
 INTEGER = 8
-"""Bytes of a number that is summed or compared: they are int64."""
+"""Bytes of a number that is summed or compared, which is int64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Messages:
-    """Collective calls and the bytes that each process puts into them.
+    """Collective calls and the bytes that each process contributes.
 
     Attributes:
         all_reduces: sums over processes.
@@ -38,11 +38,11 @@ class Messages:
 
     @property
     def calls(self) -> int:
-        """All of them; each waits for the slowest process."""
+        """Number of all collective calls, each of which waits for the slowest process."""
         return self.all_reduces + self.all_gathers
 
     def sent(self, ranks: int) -> int:
-        """Return the bytes that each of ``ranks`` processes sends, by rings.
+        """Return the bytes that each of ``ranks`` processes sends by ring algorithms.
 
         Example:
             >>> Messages(all_reduces=1, reduced=8, all_gathers=1, gathered=8).sent(4)
@@ -52,16 +52,17 @@ class Messages:
 
 
 def update_messages(spec: EnsembleSpec, *, ranks: int, sharded: bool) -> Messages:
-    """Count what one topology update says, the check of its gradients before the step included.
+    """Count the communication of one topology update, with the check of its gradients before the step.
 
-    Where all hold everything, that is a digest of each mask. Where each holds a part, it is the search for
-    the k-th largest score of each weight, digit by digit. A criterion that itself marks what goes (Deep R) is
-    counted as if it marked some of every weight, one that divides by sign as if both signs gave some up.
+    Where every process holds all weights, the processes exchange a digest of each mask. Where each holds a
+    part, they search for the k-th largest score of each weight, digit by digit. A criterion that marks the
+    pruned connections itself (Deep R) is counted as if it marked some of every weight. A criterion that
+    divides by sign is counted as if connections of both signs were pruned.
 
     Args:
-        spec: what is trained at once.
-        ranks: processes.
-        sharded: whether each holds a part of every weight.
+        spec: of the part that is trained at once.
+        ranks: number of processes.
+        sharded: whether each process holds a part of every weight.
 
     Example:
         >>> import nt_models
@@ -108,7 +109,7 @@ def _of_weight(topology: DeclaredTopology, active: int, size: int) -> tuple[list
 
 
 def _histograms(criterion: Criterion) -> Iterator[int]:
-    """Yield the counts of each round in which a score's next digit is found."""
+    """Yield the number of counts in each round, which finds the next digit of a score."""
     bits = 8 * _score_bytes(criterion)
     while bits:
         width = min(DIGIT_BITS, bits)
@@ -117,7 +118,7 @@ def _histograms(criterion: Criterion) -> Iterator[int]:
 
 
 def _score_bytes(criterion: Criterion) -> int:
-    """Return the width of a criterion's scores of float32 weights, by scoring one."""
+    """Return the bytes of a criterion's score of a float32 weight, found by scoring one weight."""
     one = np.ones(1, np.float32)
     layer = Layer(name="", weights=one, gradients=one, active=one > 0, momentum=one, shape=(1, 1))
     draws = Moment(0, Random(0)).draws("", "prune", from_start=criterion.from_start)

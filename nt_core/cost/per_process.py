@@ -1,8 +1,8 @@
-"""Scale: what one process of many holds and sends when a spec is trained, by arithmetic alone.
+"""Memory and communication volume of one process of many that train a spec, by arithmetic alone.
 
-It is the arithmetic of the PyTorch backend, which keeps weights dense, with a ``bool`` mask beside each that
-may be sparse. Bytes are those of tensors; not counted are activations, scalars, and what an allocator, CUDA,
-kernels and communication libraries need for themselves.
+The figures are those of the PyTorch backend, which keeps weights dense, with a ``bool`` mask beside each
+weight that may be sparse. Bytes are those of tensors. Activations and scalars are not counted, nor is the
+memory that allocator, CUDA, kernels and communication libraries need for themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Dtype = Literal["float32", "mixed", "bfloat16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """Bytes of one number: of weights, gradients and optimiser state; as computed with; as reduced."""
+    """Bytes of one number: kept (weights, gradients, optimiser state), computed with, and reduced."""
 
     kept: int
     computed: int
@@ -41,7 +41,7 @@ WIDTHS: Final[Mapping[Dtype, Widths]] = MappingProxyType(
         "bfloat16": Widths(kept=2, computed=2, reduced=2),
     }
 )
-"""``mixed``: float32 weights, computed with in bfloat16 (autocast; FSDP2's policy with float32 reduction)."""
+"""``mixed``: float32 weights, bfloat16 arithmetic (autocast; FSDP2's policy with float32 reduction)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ class DeviceMemory:
         smoothed: the float32 mean of dense gradients (SNFS).
         statistics: running means and variances.
         buckets: of DDP, in which it reduces gradients (``gradient_as_bucket_view`` saves them).
-        step: what forward and backward add: autocast's copies of weights under DDP; FSDP2's whole units.
-        update: what a topology update adds; see :mod:`nt_core.cost.memory`.
+        step: added by forward and backward: autocast's copies of weights under DDP; FSDP2's whole units.
+        update: added by a topology update; see :mod:`nt_core.cost.memory`.
     """
 
     parameters: int
@@ -72,7 +72,7 @@ class DeviceMemory:
 
     @property
     def held(self) -> int:
-        """What lies there from one step to the next, gradients included."""
+        """Bytes held from one step to the next, gradients included."""
         return (
             self.parameters
             + self.gradients
@@ -85,7 +85,7 @@ class DeviceMemory:
 
     @property
     def peak(self) -> int:
-        """The most at any moment, activations left out: what a step adds is gone when an update comes."""
+        """Peak bytes without activations; a step's extra memory is freed before an update needs its own."""
         return self.held + max(self.step, self.update)
 
 
@@ -95,7 +95,7 @@ class HostMemory:
 
     Attributes:
         seen: all masks so far, one bit for each maskable weight.
-        update: what a topology update adds.
+        update: added by a topology update.
     """
 
     seen: int
@@ -104,20 +104,20 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What a spec needs on each of several processes; see the module for what is counted.
+    """Memory and communication volume of each of several processes; the module's documentation defines them.
 
     Attributes:
-        ranks: processes, N.
-        wrap: ``ddp``: each holds everything; ``fsdp2``: weights are divided by rows.
-        units: what FSDP2 gathers at a time.
+        ranks: number of processes, N.
+        wrap: ``ddp``: each process holds all weights; ``fsdp2``: weights are divided by rows.
+        units: units that FSDP2 gathers at a time.
         dtype: see :data:`WIDTHS`.
-        parameters: trained numbers, active or not.
-        maskable: those of them on which a mask lies.
-        active: those of these that are active.
+        parameters: number of trained elements, active or not.
+        maskable: number of trained elements with a mask.
+        active: number of active maskable elements.
         device: bytes on the device.
-        host: bytes beside it.
-        step_sent: bytes that each rank sends for one optimiser step, by rings.
-        messages: what it says for one topology update.
+        host: bytes on the host.
+        step_sent: bytes that each rank sends for one optimiser step by ring algorithms.
+        messages: communication of one topology update.
     """
 
     ranks: int
@@ -134,11 +134,11 @@ class Scale:
 
     @property
     def update_sent(self) -> int:
-        """Bytes that each rank sends for one topology update, by rings."""
+        """Bytes that each rank sends for one topology update by ring algorithms."""
         return self.messages.sent(self.ranks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON can hold."""
+        """Return all figures as values that JSON can hold."""
         device = {**asdict(self.device), "held": self.device.held, "peak": self.device.peak}
         messages = {**asdict(self.messages), "sent": self.update_sent}
         return {**asdict(self), "device": device, "messages": messages}
@@ -153,24 +153,24 @@ def scale(
     states: int = 1,
     units: Units = "parts",
 ) -> Scale:
-    """Work out what each process holds and sends when a spec is trained.
+    """Compute memory and communication volume of each process that trains a spec.
 
-    Of members that are trained one after another, that is what one turn needs. An update is counted with the
-    drop fraction that training starts with.
+    Where members are trained one after another, the figures are those of one turn. A topology update is
+    counted with the drop fraction at the start of training.
 
     Args:
-        spec: what is declared.
-        ranks: processes.
+        spec: of the ensemble.
+        ranks: number of processes.
         wrap: ``ddp`` or ``fsdp2``.
         dtype: of weights and arithmetic, see :data:`WIDTHS`.
-        states: tensors of a weight's shape that the optimiser keeps, see :func:`state_tensors`.
-        units: FSDP2's: ``parts``, the backbone and each head; ``blocks``, each block of each of them.
+        states: number of tensors of a weight's shape that the optimiser keeps, see :func:`state_tensors`.
+        units: of FSDP2: ``parts``, the backbone and each head; ``blocks``, each block of each part.
 
     Returns:
-        The figures; nothing of a weight's size is made.
+        The figures, computed without any array of a weight's size.
 
     Raises:
-        SpecError: no ranks, or a wrapping that the topology cannot have.
+        SpecError: ``ranks`` is below 1, or the topology cannot be sharded.
 
     Example:
         >>> import nt_models
@@ -222,7 +222,7 @@ def scale(
 
 
 def state_tensors(optimizer: AnyOptimizer) -> int:
-    """Return how many tensors of a weight's shape an optimiser keeps.
+    """Return the number of tensors of a weight's shape that an optimiser keeps.
 
     Example:
         >>> from nt_core.training import AdamW
@@ -241,7 +241,7 @@ def _statistics(layout: Layout) -> int:
 def _copies_and_ring(
     layout: Layout, trained: Sequence[PlacedWeight], ranks: int, widths: Widths
 ) -> tuple[int, int]:
-    """Return what autocast copies, and what DDP sends: gradients all-reduced, statistics passed on."""
+    """Return the bytes of autocast's copies, and those that DDP sends: all-reduced gradients, statistics."""
     cast = sum(p.weight.size for p in layout.sparsifiable) if widths.computed < widths.kept else 0
     size = sum(p.weight.size for p in trained) * widths.reduced
     passed_on = _statistics(layout) * widths.kept if ranks > 1 else 0
@@ -249,7 +249,7 @@ def _copies_and_ring(
 
 
 def _units_and_rings(layout: Layout, units: Units, ranks: int, widths: Widths) -> tuple[int, int]:
-    """Return the most that whole units take, and what FSDP2 sends: two all-gathers, one reduce-scatter."""
+    """Return the peak bytes of whole units, and the bytes of FSDP2's two all-gathers and reduce-scatter."""
     found = _units(layout, units)
     shards = [held_by_one(unit, ranks) for unit in found]
     sent = (ranks - 1) * sum(shards) * (2 * widths.computed + widths.reduced)
@@ -268,7 +268,7 @@ def _units_and_rings(layout: Layout, units: Units, ranks: int, widths: Widths) -
 
 
 def _units(layout: Layout, units: Units) -> list[list[PlacedWeight]]:
-    """Group the trained weights by what is gathered at a time, in the order of the forward pass."""
+    """Group the trained weights by the units gathered at a time, in the order of the forward pass."""
     found: dict[tuple[str, ...], list[PlacedWeight]] = {}
     for placed in layout.weights:
         if placed.weight.trainable:

@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, and read within bounds, because anybody may have made them.
+"""Files: written atomically, and read within bounds, because files may come from untrusted sources.
 
-In go paths, plain values, and arrays; out come JSON, YAML, and safetensors, or errors that name the file. It
-imports the ground (``values``, ``errors``) and nothing else.
+Input: paths, plain values, and arrays. Output: JSON, YAML, and safetensors, or errors that name the file.
+This room imports the ground (``values``, ``errors``) and nothing else.
 """
 
 from nt_core.files.atomic import (

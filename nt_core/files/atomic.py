@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read with errors that name them."""
+"""Atomic writing of files, and reading of text and JSON with errors that name the file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from nt_core.files.parsing import ParseError, parse_json
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Give a file to write beside ``path``, which takes its place once the block has ended well.
+    """Give a temporary file beside ``path``, which replaces ``path`` at the successful end of the block.
 
-    What was at ``path`` stays until then, even if the machine stops; afterwards the new file is on disk.
+    An old file at ``path`` stays until then, even if the machine stops. Afterwards the new file is on disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,19 +32,19 @@ def atomically(path: Path) -> Iterator[Path]:
 
 
 def clear_temporaries(path: Path) -> None:
-    """Delete what writers of ``path`` left beside it that were killed."""
+    """Delete the temporary files that killed writers of ``path`` left beside it."""
     for rest in path.parent.glob(f".{path.name}.*.tmp"):
         rest.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all, even if the machine stops."""
+    """Write a file atomically: it appears whole or not at all, even if the machine stops."""
     with atomically(path) as temporary:
         temporary.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names in a folder outlast a stop of the machine, where the system can."""
+    """Flush the names in a folder to disk, where the system can."""
     if os.name == "nt":  # pragma: no cover - Windows opens no folders
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -55,19 +55,20 @@ def sync_folder(folder: Path) -> None:
 
 
 MOST_JSON_BYTES: Final = 16 << 20
-"""How large a file of JSON may be: some forty times the graph of a LLaMA of 80 blocks."""
+"""Largest size of a JSON file: some forty times the graph of a LLaMA of 80 blocks."""
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """Read a file of text that anybody may have made.
+    """Read a text file from an untrusted source.
 
     Raises:
-        OSError: it cannot be read, is larger, or is no file but a pipe or a device, which may never end.
-        UnicodeDecodeError: it is not UTF-8.
+        OSError: the file cannot be read, is larger than ``most_bytes``, or is a pipe or a device, which may
+            never end.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     expect_file(path)
     with path.open("rb") as file:
-        # Python makes room for all that is asked for, before it reads.
+        # Python allocates the requested size before it reads.
         content = file.read(min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"expected at most {most_bytes} bytes, found more")
@@ -75,10 +76,10 @@ def read_text(path: Path, most_bytes: int) -> str:
 
 
 def expect_file(path: Path) -> None:
-    """Raise unless a path is a file, or a folder, which cannot be opened as one.
+    """Check that a path is a file or a folder; opening a folder as a file fails later with a clear error.
 
     Raises:
-        OSError: it is a pipe or a device, or cannot be looked at.
+        OSError: the path is a pipe or a device, or cannot be examined.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -90,10 +91,10 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        hint: the end of the error where it cannot be read: what folder this should be.
+        hint: end of the error message where the file cannot be read, which names the expected folder.
 
     Raises:
-        CheckpointError: it cannot be read, or holds something else.
+        CheckpointError: the file cannot be read, or holds anything but a JSON object.
     """
     try:
         content = parse_json(read_text(path, MOST_JSON_BYTES))

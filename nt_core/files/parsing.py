@@ -1,4 +1,4 @@
-"""JSON and YAML that anybody may have written: plain values within bounds, or an error."""
+"""Parsing of untrusted JSON and YAML: plain values within bounds, or an error."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any, Final
 import yaml
 
 MOST_DEPTH: Final = 64
-"""How deep mappings and lists may lie in each other."""
+"""Largest nesting depth of mappings and lists."""
 
 MOST_DIGITS: Final = 100
-"""Characters of a whole number."""
+"""Largest number of characters of a whole number."""
 
 
 class ParseError(ValueError):
-    """What was read is no JSON or YAML of this package, whatever the library of the format says to it."""
+    """Raised for text that is no JSON or YAML of this package, even if the format's library accepts it."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON: no doubled keys, nothing nested deeper than 64, no whole number longer than 100 characters.
+    """Parse JSON without doubled keys, nesting deeper than 64, and whole numbers of over 100 characters.
 
     Raises:
-        ParseError: it is none, or holds one of them.
+        ParseError: the text is not JSON, or has one of these.
 
     Example:
         >>> parse_json('{"a": [1, 2.5]}')
         {'a': [1, 2.5]}
         >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
-        nt_core.files.ParseError: the key 'a' stands twice; leave one out
+        nt_core.files.parsing.ParseError: the key 'a' stands twice; leave one out
     """
     try:
         value = json.loads(text, object_pairs_hook=_single_keys, parse_int=_whole_number)
@@ -45,13 +45,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Read YAML as spec files are read, within the bounds of JSON.
+    """Parse the YAML of spec files, within the bounds of :func:`parse_json`.
 
-    ``5e-4`` is a number, as in YAML 1.2. There are no aliases and no tags, and no key stands twice: so a
-    small file cannot become a large value, nor a call.
+    ``5e-4`` is a number, as in YAML 1.2. Aliases, tags and doubled keys are errors, because a small file
+    shall not become a large value or a call.
 
     Raises:
-        ParseError: it is no YAML, or holds one of them.
+        ParseError: the text is not YAML, or has one of these.
 
     Example:
         >>> parse_yaml("[0.8, 5e-4, erk]")
@@ -103,12 +103,12 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 5e-4 as a number; refuses doubled keys, aliases, tags, depth, and long numbers."""
+    """Loader that reads 5e-4 as a number and refuses doubled keys, aliases, tags, depth, and long numbers."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse what can make a small file endless, or ask for a type of its own."""
+        """Compose a node that is no alias, has no tag, and is not nested too deeply."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise _error("aliases (*name) are not read; write it out", event)
@@ -122,7 +122,7 @@ class _Loader(yaml.SafeLoader):
         return found
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a mapping whose keys stand once each."""
+        """Make a mapping without doubled keys."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -150,7 +150,7 @@ def _error(message: str, where: Any) -> yaml.YAMLError:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that the loader would read as a number."""
+    """Dumper that quotes text which the loader would read as a number."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)

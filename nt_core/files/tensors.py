@@ -1,6 +1,6 @@
-"""Tensors in safetensors files: looked up by their headers, read one at a time or mapped into memory.
+"""Tensors in safetensors files: listed from the headers, read one at a time or mapped into memory.
 
-Folders that others wrote have the layout of Hugging Face: one ``model.safetensors``, or shards that
+Folders of other libraries have the layout of Hugging Face: one ``model.safetensors``, or shards that
 ``model.safetensors.index.json`` lists.
 """
 
@@ -25,17 +25,17 @@ from nt_core.values import Shape
 TENSORS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 STORED: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""The dtypes that are read, and how their bytes are; NumPy has no bfloat16."""
+"""The dtypes that are read → the NumPy dtype of their bytes; NumPy has no bfloat16."""
 
 MAPPED: Final = {"I64": "<i8", "U8": "<u1"}
-"""The dtypes that are mapped."""
+"""The dtypes that are mapped → NumPy dtype."""
 
 
 NUMPY: Final = frozenset({"F64", "F32", "F16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL"})
 """The dtypes that NumPy has."""
 
 MOST_HEADER_BYTES: Final = 16 << 20
-"""How large a header may be: that of some 100,000 tensors."""
+"""Largest size of a header: that of some 100,000 tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class StoredTensor:
     """One tensor of a file, not read yet.
 
     Attributes:
-        path: the file.
+        path: of the file.
         dtype: as safetensors names it: ``"F32"``, ``"BF16"``, ….
         shape: of the tensor.
-        start: its first byte in the file.
+        start: offset of the tensor's first byte in the file.
     """
 
     path: Path
@@ -55,10 +55,10 @@ class StoredTensor:
     start: int
 
     def read(self) -> NDArray[np.float32]:
-        """Read it; float16 and bfloat16 become float32, which holds all their values.
+        """Read the tensor; float16 and bfloat16 become float32, which holds all their values.
 
         Raises:
-            CheckpointError: the dtype is another, or the file cannot be read.
+            CheckpointError: the dtype is not in :data:`STORED`, or the file cannot be read.
         """
         if self.dtype not in STORED:
             raise CheckpointError(
@@ -73,10 +73,10 @@ class StoredTensor:
         return wide.astype(np.float32, copy=False).reshape(self.shape)
 
     def map(self) -> NDArray[Any]:
-        """Map it into memory, read-only: what is not used is not read.
+        """Map the tensor into memory, read-only; only the used parts are read from disk.
 
         Raises:
-            CheckpointError: the dtype is another, or the file cannot be read.
+            CheckpointError: the dtype is not in :data:`MAPPED`, or the file cannot be read.
         """
         if self.dtype not in MAPPED:
             raise CheckpointError(
@@ -91,13 +91,14 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Look up the tensors of a folder in the layout of Hugging Face, sharded or not.
+    """List the tensors of a folder in the layout of Hugging Face, sharded or not.
 
     Returns:
         Name → tensor.
 
     Raises:
-        CheckpointError: there are none, a shard is missing or damaged, or two hold the same name.
+        CheckpointError: there are no tensors, a shard is missing or damaged, or two shards hold the same
+            name.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in _files(folder):
@@ -111,19 +112,19 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write a file of tensors, whole or not at all, marked as Hugging Face's libraries expect it."""
+    """Write a file of tensors atomically, with the metadata that Hugging Face's libraries expect."""
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     write_atomically(path, save(contiguous, metadata={"format": "pt"}))
 
 
 def expect_dtypes(path: Path) -> dict[str, str]:
-    """Raise unless NumPy has the dtypes of all tensors in a file.
+    """Check that NumPy has the dtypes of all tensors in a file.
 
     Returns:
         The file's metadata.
 
     Raises:
-        CheckpointError: it has not, or as :func:`tensors_in`.
+        CheckpointError: a tensor has another dtype, or as :func:`tensors_in`.
     """
     found, metadata = tensors_in(path)
     for name, tensor in found.items():
@@ -160,14 +161,14 @@ def _is_plain(name: object) -> bool:
 
 
 def tensors_in(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Look up the tensors of one file, and what is noted beside them.
+    """List the tensors of one file, and read its metadata.
 
     Returns:
         Name → tensor, and the file's metadata.
 
     Raises:
-        CheckpointError: it cannot be read, is no safetensors file, its header is larger than 16 MiB, or it is
-            shorter than its header says.
+        CheckpointError: the file cannot be read, is no safetensors file, has a header of more than 16 MiB, or
+            is shorter than its header says.
     """
     try:
         expect_file(path)

@@ -1,7 +1,7 @@
-"""Masks, and the exact arithmetic by which their elements are chosen, the same in every backend.
+"""Masks, and the exact arithmetic that selects their elements, the same in every backend.
 
-In go scores, flags, and keyed random bits; out come positions, counts that add up to a budget, and masks as
-CSR. It imports the ground (``values``, ``errors``, ``random``) and nothing else.
+Input: scores, flags, and keyed random bits. Output: positions, counts that add up to a budget, and masks as
+CSR. This room imports the ground (``values``, ``errors``, ``random``) and nothing else.
 """
 
 from nt_core.masks.apportion import hypergeometric, share_out

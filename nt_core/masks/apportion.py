@@ -1,4 +1,4 @@
-"""Apportion: whole numbers that add up to a budget, exactly."""
+"""Apportionment: whole numbers that add up to a budget, exactly."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NOTHING: Final = 1e-12
-"""The least share that is divided, of the largest: what weights without a claim of their own count as."""
+"""Slope of weights whose own slope is 0, relative to the largest slope."""
 
 
 def share_out(
     slope: Sequence[float], *, upper: Sequence[int], budget: int, lower: Sequence[int] | None = None
 ) -> list[int]:
-    """Divide a budget in proportion to ``slope``, within bounds: what one cannot take goes to the others.
+    """Divide a budget in proportion to ``slope``, within bounds; excess over a bound is left to the others.
 
     Args:
-        slope: finite, at least 0. Those at 0 get what the others leave, in equal parts as far as they can.
-        upper: the most of each.
+        slope: finite, at least 0. Entries of slope 0 get the rest that the others leave, in equal parts
+            within their bounds.
+        upper: largest share of each.
         budget: between the sums of ``lower`` and ``upper``.
-        lower: the least of each; None: 0.
+        lower: smallest share of each; None: 0.
 
     Returns:
-        Integers that add up to the budget exactly; largest remainders first, then earlier ones.
+        Integers that add up to the budget exactly. Largest remainders are rounded up first, earlier entries
+        first on ties.
 
     Example:
         >>> share_out([1.0, 2.0, 3.0], upper=[9, 9, 3], budget=10)
@@ -39,15 +41,16 @@ def share_out(
 
 
 def hypergeometric(uniform: float, good: int, bad: int, draws: int) -> int:
-    """Return how many of ``draws`` positions, taken from ``good + bad``, are good ones; by inversion.
+    """Draw the number of good positions among ``draws`` of ``good + bad`` positions, by inversion.
 
-    Probabilities are worked out around the mean only: what lies beyond 12 standard deviations is below 1e-30.
+    Probabilities are computed up to 12 standard deviations from the mean only, because those beyond are below
+    1e-30.
 
     Args:
         uniform: a uniform random number in (0, 1).
-        good: positions that count.
-        bad: all others.
-        draws: positions taken, at most ``good + bad``.
+        good: number of good positions.
+        bad: number of all other positions.
+        draws: number of drawn positions, at most ``good + bad``.
 
     Example:
         >>> [hypergeometric(u, good=5, bad=5, draws=4) for u in (0.01, 0.5, 0.99)]

@@ -1,4 +1,4 @@
-"""What a policy needs of an array library beyond plain arithmetic, and NumPy's version of it, the truth."""
+"""Array functions that policies need beyond plain arithmetic, with their NumPy reference."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nt_core.masks.selection import top_k
 from nt_core.random import Random
 
 Array = Any
-"""A flat array of the backend's own kind."""
+"""A flat array of the backend's own type."""
 
 
 class Draws(Protocol):
-    """Random numbers of one purpose, by position: what :class:`nt_core.random.Stream` offers."""
+    """Random numbers of one purpose, by position, as of :class:`nt_core.random.Stream`."""
 
     def uniform(self, where: Any, /) -> Array:
         """Return numbers in (0, 1), float64."""
@@ -27,13 +27,13 @@ class Draws(Protocol):
 
 
 class Arrays(Protocol):
-    """What a policy needs beyond arithmetic; :data:`NUMPY` is the truth that backends must equal."""
+    """Array functions that policies need beyond arithmetic; backends must give :data:`NUMPY`'s results."""
 
     def top_k(self, scores: Any, among: Array, k: int, *, inverse: bool = False) -> Array:
         """Return the ascending positions of the k largest scores, as :func:`nt_core.masks.top_k`."""
 
     def draws(self, random: Random, *, weight: str, step: int, purpose: str) -> Draws:
-        """Return the random numbers of that weight, step and purpose."""
+        """Return the random numbers of a weight, step and purpose."""
 
     def first_not_finite(self, array: Array) -> int | None:
         """Return the first position that holds NaN or an infinity."""
@@ -48,7 +48,7 @@ class Arrays(Protocol):
         """Return the ascending positions of True."""
 
     def count(self, flags: Array) -> int:
-        """Return how many are True."""
+        """Return the number of True flags."""
 
 
 class _NumpyArrays:
@@ -88,12 +88,12 @@ NUMPY: Arrays = _NumpyArrays()
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When an update is made, and with what: the step, the run's randomness, the array library.
+    """Context of a topology update: the step, the run's randomness, the array functions.
 
     Attributes:
         step: optimiser steps taken so far.
-        random: keyed by weight, step and purpose, so choices do not depend on the order of weights.
-        arrays: the array library; a backend may bring its own if it chooses the same.
+        random: keyed by weight, step and purpose, so selections do not depend on the order of weights.
+        arrays: the array functions; a backend's own must make the same selections.
     """
 
     step: int
@@ -101,6 +101,6 @@ class Moment:
     arrays: Arrays = NUMPY
 
     def draws(self, weight: str, purpose: str, *, from_start: bool = False) -> Draws:
-        """Return the random numbers for one weight and purpose, or those of its initial values."""
+        """Return the random numbers for one weight and purpose, or those of the weight's initial values."""
         step, purpose = (0, "initial") if from_start else (self.step, purpose)
         return self.arrays.draws(self.random, weight=weight, step=step, purpose=purpose)

@@ -1,9 +1,9 @@
-"""Network science of a mask: how likely a missing connection is, from the others alone.
+"""Link prediction in a mask: scores of missing connections from the existing connections alone.
 
 A mask is a bipartite graph between its rows (outputs u) and columns (inputs v). A missing connection (u, v)
-is scored by the paths u–b–a–v of length 3 through inputs b of u and outputs a of v. Of an intermediate node,
-the *internal* degree di counts links to other intermediate nodes of the pair, the *external* degree de those
-to nodes that are neither intermediate nor u or v. In a bipartite graph both follow from common neighbours:
+is scored by the paths u–b–a–v of length 3 through inputs b of u and outputs a of v. The *internal* degree di
+of an intermediate node counts its links to other intermediate nodes of the pair. Its *external* degree de
+counts its links to all nodes but the intermediate ones, u and v. Both follow from common neighbours:
 di = |N(b) ∩ N(v)| and 1 + de = d(b) − di for an input b of u, and alike for an output a of v.
 """
 
@@ -24,7 +24,7 @@ paths."""
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 DENSE_FROM = 0.15
-"""The density from which products of dense matrices are faster than those of sparse ones (measured)."""
+"""The density from which products of dense matrices are faster than products of sparse ones (measured)."""
 
 Floats = NDArray[np.float64]
 
@@ -37,8 +37,9 @@ def link_scores(active: NDArray[np.bool_], rule: Rule) -> NDArray[np.float32]:
         rule: see :data:`Rule`.
 
     Returns:
-        (outputs, inputs) scores, above 0 where a path leads, 0 where none does or the connection exists. Sums
-        are made in double precision and rounded at the end, so that equal ones are equal in whatever order.
+        (outputs, inputs) scores, above 0 where a path exists, 0 where none does or the connection exists.
+        Sums are computed in double precision and rounded at the end, so that equal sums stay equal in any
+        order.
 
     Example:
         >>> link_scores(np.array([[1, 1, 0], [0, 1, 1]], bool), "l3").tolist()
@@ -59,7 +60,8 @@ def link_scores(active: NDArray[np.bool_], rule: Rule) -> NDArray[np.float32]:
 def _node_terms(links: Floats, term: Callable[[Floats, Floats], Floats]) -> tuple[Floats, Floats]:
     """Return each intermediate node's term: (inputs b, inputs v), and (outputs a, outputs u).
 
-    0 where b and v, or a and u, have no neighbour in common; terms of pairs that are linked mean nothing.
+    The term is 0 where b and v, or a and u, have no neighbour in common. Terms of linked pairs have no
+    meaning.
     """
     found = []
     for one in (links.T, links):
@@ -85,7 +87,7 @@ _ROOTS = {"ch3_l3": _inverse_root, "ch2_l3": _root_ratio}
 
 
 def _over_paths(active: NDArray[np.bool_], of_inputs: Floats, of_outputs: Floats) -> Floats:
-    """Sum of_inputs[b, v]·of_outputs[a, u] over the paths u–b–a–v, for one output u after another."""
+    """Sum ``of_inputs[b, v]·of_outputs[a, u]`` over the paths u–b–a–v, for one output u after another."""
     many = active.size > 0 and active.mean() > DENSE_FROM
     links: Any = active.astype(np.float64) if many else sp.csr_array(active, dtype=np.float64)
     columns, found = links.T if many else links.T.tocsr(), np.zeros(active.shape)

@@ -1,4 +1,4 @@
-"""Masks: which elements of a weight are active, as CSR over its (out, fan-in) view."""
+"""Masks: the active elements of a weight, as CSR over its (out, fan-in) view."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Mask:
     """The active elements of one weight: a CSR pattern without values; arrays are read-only.
 
     Attributes:
-        shape: the weight's shape; rows of the pattern are axis 0, columns the rest in C order.
-        indptr: (rows + 1,) int64, where each row's columns begin.
+        shape: of the weight; rows of the pattern are axis 0, columns the other axes in C order.
+        indptr: (rows + 1,) int64, start of each row in ``indices``.
         indices: (count,) int32 or int64, the columns, ascending in each row.
 
     Example:
@@ -43,7 +43,7 @@ class Mask:
 
     @staticmethod
     def from_flat(shape: Shape, positions: Positions) -> Mask:
-        """Make a mask of ascending flat positions.
+        """Make a mask from ascending flat positions.
 
         Raises:
             TopologyError: a position is doubled, out of order or outside the weight.
@@ -56,12 +56,12 @@ class Mask:
 
     @staticmethod
     def from_dense(active: NDArray[np.bool_]) -> Mask:
-        """Make a mask of a boolean array of the weight's shape."""
+        """Make a mask from a boolean array of the weight's shape."""
         return Mask.from_flat(active.shape, np.flatnonzero(active))
 
     @staticmethod
     def full(shape: Shape) -> Mask:
-        """Make the mask in which everything is active."""
+        """Make the mask with all elements active."""
         return Mask.from_flat(shape, np.arange(math.prod(shape)))
 
     @property
@@ -76,7 +76,7 @@ class Mask:
 
     @property
     def density(self) -> float:
-        """Active over all; 1 for a weight without elements."""
+        """Active elements / elements; 1 for a weight without elements."""
         return self.count / self.size if self.size else 1.0
 
     def flat(self) -> NDArray[np.int64]:
@@ -95,7 +95,8 @@ class Mask:
         """Return the mask without the pruned and with the grown positions.
 
         Raises:
-            TopologyError: a pruned position is inactive, or a grown one active; or as :meth:`from_flat`.
+            TopologyError: a pruned position is inactive, or a grown position is active; or as
+                :meth:`from_flat`.
         """
         active = self.dense().reshape(-1)
         pruned, grown = _flat_positions(self.shape, pruned), _flat_positions(self.shape, grown)
@@ -114,7 +115,7 @@ class Mask:
         return sp.csr_array((values, self.indices, self.indptr), shape=(rows, columns))
 
     def digest(self) -> str:
-        """Return a hash that two masks share exactly if they are equal."""
+        """Return a hash, which is equal for equal masks only."""
         content = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
         content.update(self.flat().tobytes())
         return content.hexdigest()

@@ -1,10 +1,11 @@
 """The one definition of selection: the k best-scored positions, ties to the lowest position.
 
-Every prune and every growth of every algorithm ends here, so that the tie rule holds everywhere. The scores
-are read once, a chunk at a time, and compared with a *pivot* that the k-th largest score cannot be below;
-the few positions that pass are kept and, when they grow too many, cut back to the best k, which raises the
-pivot. A strided sample supplies a good first pivot. It can only make the pass faster, never wrong: a first
-pivot that lets too few pass is dropped and the pass repeated without one.
+Every prune and every growth of every algorithm uses this selection, so the tie rule holds everywhere. The
+scores are read once, a chunk at a time, and compared with a *pivot* that the k-th largest score cannot be
+below. The few positions that pass are kept as candidates. When the candidates become too many, only the best
+k are kept, which raises the pivot. A strided sample gives the first pivot. A bad first pivot costs time but
+no
+correctness: if it lets too few positions pass, the pass is repeated without it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Scores: TypeAlias = NDArray[Any] | Callable[[slice], NDArray[Any]]
 """Scores of shape (n,), or a function from a slice (explicit start, stop, step) to the scores there."""
 
 CHUNK: Final = 1 << 15
-"""Positions scored at a time: a chunk's float32 scores and flags stay in a second-level cache."""
+"""Positions scored at a time, so few that a chunk's float32 scores and flags fit a second-level cache."""
 
 DIGIT_BITS: Final = 12
-"""Bits of a score that one round settles where processes choose together: they add up histograms of 4,096
-counts, 32 KiB."""
+"""Bits of a score that one round determines where processes select together, by a sum of histograms of
+4,096 counts, 32 KiB."""
 
 _DEVIATIONS: Final = 4.0  # how far below the sample's estimate the first pivot is put, in standard deviations
 _MIN_STRIDE: Final = 4  # a denser sample costs more than it saves
@@ -38,15 +39,15 @@ def top_k(
 ) -> NDArray[np.int64]:
     """Find the positions of the k largest scores among the eligible positions.
 
-    Beyond the answer it holds at most ``k + max(k / 4, chunk)`` candidates, 8 bytes each for float32 scores.
-    With k = 0 the scores are not read.
+    Besides the result, at most ``k + max(k / 4, chunk)`` candidates are in memory, 8 bytes each for float32
+    scores. With k = 0 the scores are not read.
 
     Args:
-        scores: (n,) real scores, or a function that returns those of any slice, strided ones included; then
-            the scores of a whole layer never exist at once. -inf and +inf are legal and ordered.
+        scores: (n,) real scores, or a function that returns the scores of any slice, also a strided one, so
+            that the scores of a whole layer never exist at once. -inf and +inf are legal and ordered.
         among: (n,) bool, the eligible positions; flatten a weight's mask in C order.
-        k: how many to select.
-        inverse: the eligible positions are those where ``among`` is False.
+        k: number of positions to select.
+        inverse: whether the eligible positions are those where ``among`` is False.
         chunk: positions scored at a time; changes speed and memory, never the answer.
 
     Returns:
@@ -114,7 +115,7 @@ def _scan(
     chunk: int,
     pivot: Any,
 ) -> NDArray[np.int64]:
-    """Return the positions of the best k that reach ``pivot``; all that do, if those are fewer than k."""
+    """Return the positions of the best k scores that reach ``pivot``; fewer if fewer scores reach it."""
     small = among.size <= np.iinfo(np.int32).max
     positions, values, fill = np.empty(capacity, np.int32 if small else np.int64), np.empty(0), 0
     flags = np.empty(min(chunk, among.size), np.bool_)
@@ -140,7 +141,7 @@ def _scan(
 
 
 def _passing(failed: NDArray[np.bool_], among: NDArray[np.bool_], inverse: bool) -> NDArray[np.intp]:
-    """List the eligible places that did not fail, overwriting ``failed``; a NaN fails no comparison."""
+    """List the eligible places that did not fail, overwriting ``failed``; NaN fails no comparison."""
     if inverse:
         np.logical_not(np.logical_or(failed, among, out=failed), out=failed)
     else:
@@ -155,7 +156,7 @@ def _refuse_nan(score: NDArray[Any], hits: NDArray[np.intp], start: int) -> None
 
 
 def _best(values: NDArray[Any], k: int) -> tuple[NDArray[np.bool_], Any]:
-    """Flag the k largest values, the first of the equal ones, and return the k-th largest beside them."""
+    """Return flags of the k largest values, the first among equal ones, and the k-th largest value."""
     threshold = _nth_smallest(values, values.size - k)
     keep = values > threshold
     ties = np.flatnonzero(values == threshold)
@@ -164,7 +165,7 @@ def _best(values: NDArray[Any], k: int) -> tuple[NDArray[np.bool_], Any]:
 
 
 def _nth_smallest(values: NDArray[Any], nth: int) -> Any:
-    """Find one order statistic; a sample first sets aside what is surely larger, where that is much."""
+    """Find one order statistic, after values that a sample shows to be larger are left out, if many."""
     low, stride = values, values.size // _SAMPLE | 1
     if stride >= _MIN_STRIDE:
         sample = values[::stride]

@@ -1,8 +1,8 @@
-"""The NumPy truth of what each op, and a whole ensemble of ops, computes: forward and gradient.
+"""The NumPy reference of each op and of a whole ensemble of ops: forward and gradient.
 
-In go a layout, values by name, and inputs; out come logits and gradients in the dtype of the inputs. Every
-backend is compared with it (:mod:`nt_core.testing`), so it is written to be read. It imports ``graph``,
-``structure``, and the ground.
+Input: a layout, values by name, and inputs. Output: logits and gradients in the dtype of the inputs. Every
+backend is compared with the reference (:mod:`nt_core.testing`), so its code aims at clarity, not at speed.
+This room imports ``graph``, ``structure``, and the ground (``values``, ``errors``).
 """
 
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Pullback, Reference, Weights

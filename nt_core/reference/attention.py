@@ -73,13 +73,13 @@ def rotate(x: Array, base: float, *, back: bool = False) -> Array:
 
 
 def split_heads(x: Array, heads: int) -> Array:
-    """(B, T, heads·d) → (B, heads, T, d)."""
+    """Divide features among heads. (B, T, heads·d) → (B, heads, T, d)."""
     batch, length, features = x.shape
     return x.reshape(batch, length, heads, features // heads).swapaxes(1, 2)
 
 
 def join_heads(x: Array) -> Array:
-    """(B, heads, T, d) → (B, T, heads·d)."""
+    """Join the features of all heads. (B, heads, T, d) → (B, T, heads·d)."""
     batch, heads, length, size = x.shape
     return x.swapaxes(1, 2).reshape(batch, length, heads * size)
 

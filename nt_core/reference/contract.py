@@ -1,4 +1,4 @@
-"""What the reference of an op is: a function to its output and to the pullback of its gradients."""
+"""Contract of an op's reference: a function that returns the output and the pullback of gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cotangents = tuple[tuple[Array | None, ...], dict[str, Array]]
 """Gradients of the inputs, None for token numbers, and of the trained weights by name."""
 
 Pullback = Callable[[Array], Cotangents]
-"""Maps the gradient of the output, (B, *output shape), to those of inputs and weights."""
+"""Function from the gradient of the output, (B, *output shape), to the gradients of inputs and weights."""
 
 
 class Applied(NamedTuple):
@@ -28,7 +28,8 @@ class Applied(NamedTuple):
     Attributes:
         output: (B, *output shape), in the dtype of the inputs.
         pullback: the reverse-mode derivative at this point.
-        running: new values of the op's running statistics; empty unless it keeps some and is training.
+        running: new values of the op's running statistics; empty in evaluation, and for ops without
+            statistics.
     """
 
     output: Array
@@ -37,7 +38,8 @@ class Applied(NamedTuple):
 
 
 Reference = Callable[[Any, Inputs, Weights, bool], Applied]
-"""``(op, inputs, weights, training) -> Applied``: the truth of what an op computes.
+"""``(op, inputs, weights, training) -> Applied``: the reference of an op.
 
-A pure function; it takes the op's own type, computes in the dtype of its inputs and changes no argument.
+A reference is a pure function of an op's type. It computes in the dtype of its inputs and changes no
+argument.
 """

@@ -1,4 +1,4 @@
-"""References of the ops that multiply a matrix or look its rows up."""
+"""References of linear maps and embeddings."""
 
 # ruff: noqa: ARG001  (every reference has the signature of the contract)
 

@@ -1,4 +1,4 @@
-"""References of the ops that work element by element, and of those that only rearrange."""
+"""References of elementwise ops, and of ops that only rearrange elements."""
 
 # ruff: noqa: ARG001  (every reference has the signature of the contract)
 
@@ -32,10 +32,10 @@ def activation(op: Activation, inputs: Inputs, weights: Weights, training: bool)
 
 
 def dropout(op: Dropout, inputs: Inputs, weights: Weights, training: bool) -> Applied:
-    """Give the input on: the reference draws nothing at random.
+    """Return the input, because the reference draws nothing at random.
 
     Raises:
-        NeuroTrailsError: values would be dropped, in training at a rate above 0.
+        NeuroTrailsError: in training at a rate above 0, where values would be dropped.
     """
     if training and op.rate:
         raise NeuroTrailsError(

@@ -1,4 +1,4 @@
-"""References of convolution and pooling, all by way of the windows of an image."""
+"""References of convolution and pooling, computed on the windows of an image."""
 
 # ruff: noqa: ARG001  (every reference has the signature of the contract)
 
@@ -28,7 +28,7 @@ def unfold(x: Array, kernel: Pair, stride: Pair, padding: Padding = NO_PADDING, 
 
 
 def fold(windows: Array, shape: Shape, stride: Pair, padding: Padding = NO_PADDING) -> Array:
-    """Add windows up where they came from: the transpose of :func:`unfold`, whose input had ``shape``.
+    """Add windows up at their positions in an image of ``shape``; the transpose of :func:`unfold`.
 
     Example:
         >>> fold(np.ones((1, 1, 1, 2, 1, 2)), (1, 1, 1, 3), (1, 1))[0, 0].tolist()
@@ -76,7 +76,7 @@ def conv2d(op: Conv2d, inputs: Inputs, weights: Weights, training: bool) -> Appl
 
 
 def max_pool2d(op: MaxPool2d, inputs: Inputs, weights: Weights, training: bool) -> Applied:
-    """Take the largest value of each window; of equal ones the first in C order gets the gradient.
+    """Take the largest value of each window; the first of equal values in C order gets the gradient.
 
     Example:
         >>> op = MaxPool2d(kernel=(1, 2), stride=(1, 2))
@@ -98,7 +98,7 @@ def max_pool2d(op: MaxPool2d, inputs: Inputs, weights: Weights, training: bool) 
 
 
 def avg_pool2d(op: AvgPool2d, inputs: Inputs, weights: Weights, training: bool) -> Applied:
-    """Take the mean of each window; what does not fill one is left out."""
+    """Take the mean of each window; pixels that do not fill a window are left out."""
     (x,) = inputs
     windows = unfold(x, op.kernel, op.stride)
     share = 1 / (op.kernel[0] * op.kernel[1])

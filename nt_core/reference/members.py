@@ -1,6 +1,6 @@
-"""Members that share every block: how examples become what the network reads, and what it gives logits.
+"""Members that share every block: conversion of examples to network inputs, and of network outputs to logits.
 
-The rows of a batch are member-major: the first 1/M of them is member 1's.
+The rows of a batch are member-major: the first 1/M of the rows belongs to member 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nt_core.structure.base import divisible
 
 
 def from_examples(layout: Layout, x: Array, *, training: bool) -> Array:
-    """Return what the network reads: (B, *input shape) → (rows, *shape that the graph reads).
+    """Return the network's input. (B, *input shape) → (rows, *input shape of the graph).
 
     Raises:
         DataError: in training, rows cannot be divided among members.
@@ -33,21 +33,21 @@ def from_examples(layout: Layout, x: Array, *, training: bool) -> Array:
 
 
 def from_rows(layout: Layout, output: Array) -> Array:
-    """Return logits of what the network gives: (M, B, *output shape)."""
+    """Return the logits in the network's output: (M, B, *output shape)."""
     if layout.along == "rows":
         return output.reshape(layout.members, -1, *output.shape[1:])
     return np.moveaxis(output.reshape(len(output), layout.members, -1), 1, 0)
 
 
 def to_rows(layout: Layout, logits: Array) -> Array:
-    """Lay logits (or their gradients) out as the network gives them: the way back of :func:`from_rows`."""
+    """Lay logits (or their gradients) out as the network's output; the inverse of :func:`from_rows`."""
     if layout.along == "rows":
         return logits.reshape(-1, *logits.shape[2:])
     return np.moveaxis(logits, 0, 1).reshape(logits.shape[1], -1)
 
 
 def with_factors(reference: Reference, channels: int) -> Reference:
-    """Let a reference of a kernel scale inputs and outputs of each member, if its op has factors.
+    """Extend a kernel's reference by the members' factors on inputs and outputs, if its op has factors.
 
     Args:
         reference: of a convolution or a linear map.
@@ -79,7 +79,7 @@ def with_factors(reference: Reference, channels: int) -> Reference:
 
 
 def each_member(reference: Reference) -> Reference:
-    """Let a normalisation's reference give each member's rows their own weights, if its op has members."""
+    """Extend a normalisation's reference by own weights for each member's rows, if its op has members."""
 
     def member_by_member(op: Any, inputs: Inputs, weights: Weights, training: bool) -> Applied:
         if op.members is None:

@@ -1,4 +1,4 @@
-"""A whole ensemble in NumPy: the backbone once, then each head, and the gradients back."""
+"""Reference of a whole ensemble in NumPy: the backbone once, then each head, and gradients back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = Mapping[str, Array]
 
 
 class Evaluated(NamedTuple):
-    """What a batch gives, and what it teaches.
+    """Results of one batch.
 
     Attributes:
         logits: (M, B, *output shape).
@@ -49,13 +49,13 @@ def forward(
         x: (B, *input shape); token numbers for a network that reads tokens.
         training: normalise by the batch's statistics; a layout whose members have rows of their own gives
             each member B / M of them.
-        references: what each op computes; another table serves to test the tests.
+        references: the reference of each op; another table serves to test the tests.
 
     Returns:
         (M, B, *output shape), in the dtype of the values.
 
     Raises:
-        NeuroTrailsError: a value is missing or of another shape, or the input is; dropout in training.
+        NeuroTrailsError: a value is missing, a value or the input has another shape, or dropout in training.
 
     Example:
         >>> import nt_models
@@ -80,8 +80,8 @@ def value_and_gradients(
 ) -> Evaluated:
     """Compute logits, the gradients of Σ upstream·logits, and the new running statistics.
 
-    Gradients add up where a tensor is read several times, and from all heads in the backbone. A weight that
-    no logit depends on has gradient 0.
+    Gradients add up where a tensor is read several times, and over all heads in the backbone. A weight
+    without influence on the logits has gradient 0.
 
     Args:
         layout: a graph spread over backbone and heads.
@@ -89,7 +89,7 @@ def value_and_gradients(
         x: (B, *input shape).
         upstream: (M, B, *output shape), the gradient of a loss with respect to the logits.
         training: normalise by the batch's statistics.
-        references: what each op computes.
+        references: the reference of each op.
 
     Raises:
         NeuroTrailsError: as :func:`forward`; or ``upstream`` has another shape than the logits.
@@ -120,7 +120,7 @@ def value_and_gradients(
 
 
 class _Call(NamedTuple):
-    """An op that was run, and where."""
+    """An applied op and its place in the layout."""
 
     part: str
     block: str
@@ -132,7 +132,7 @@ class _Call(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What was run, and the logits it gave."""
+    """The applied ops, and the logits."""
 
     backbone: list[_Call]
     heads: list[list[_Call]]
@@ -182,7 +182,7 @@ def _run(
 
 
 def _pull(calls: list[_Call], cotangents: dict[str, Array]) -> dict[str, Array]:
-    """Take gradients back through a part; what is left in the cotangents belongs to tensors from outside."""
+    """Propagate gradients back through a part; cotangents of tensors from outside the part remain."""
     gradients: dict[str, Array] = {}
     for call in reversed(calls):
         d_output = cotangents.pop(f"{call.block}/{call.node.name}", None)

@@ -16,12 +16,13 @@ Axes = tuple[int, ...]
 
 
 def batch_norm(op: BatchNorm, inputs: Inputs, weights: Weights, training: bool) -> Applied:
-    """Normalise each channel: by the batch's statistics in training, else by the running ones.
+    """Normalise each channel by the batch's statistics in training, else by the running statistics.
 
-    The batch is normalised by its biased variance; the unbiased one goes into the running variance.
+    The batch is normalised by its biased variance. The running variance is updated with the unbiased
+    variance.
 
     Raises:
-        NeuroTrailsError: training on a single value per channel, whose variance is not defined.
+        NeuroTrailsError: in training with a single value per channel, whose variance is not defined.
 
     Example:
         >>> ones = {name: np.ones(1) for name in ("weight", "bias", "running_mean", "running_var")}
@@ -82,7 +83,7 @@ def rms_norm(op: RMSNorm, inputs: Inputs, weights: Weights, training: bool) -> A
 
 
 def _standardise(x: Array, axes: Axes, eps: float) -> tuple[Array, Callable[[Array], Array]]:
-    """Subtract the mean over some axes, divide by the deviation, and say how gradients go back."""
+    """Subtract the mean over some axes, divide by the deviation, and return the result and its pullback."""
     centred = x - x.mean(axes, keepdims=True)
     deviation = np.sqrt((centred * centred).mean(axes, keepdims=True) + eps)
     normal = centred / deviation
@@ -97,7 +98,7 @@ def _standardise(x: Array, axes: Axes, eps: float) -> tuple[Array, Callable[[Arr
 def _scaled(
     normal: Array, weight: Array, summed: Axes, pull: Callable[[Array], Array], bias: Array | None = None
 ) -> Applied:
-    """Scale and shift a normalised batch; weights' gradients are sums over the axes they were spread on."""
+    """Scale and shift a normalised batch; weights' gradients are sums over the axes of broadcasting."""
 
     def pullback(dy: Array) -> Cotangents:
         gradients = {"weight": (dy * normal).sum(summed)}

@@ -1,4 +1,4 @@
-"""References of the ops that make sequences, mark their places and take them apart."""
+"""References of the ops on sequences: conversion of images, positions, class tokens."""
 
 # ruff: noqa: ARG001  (every reference has the signature of the contract)
 
@@ -56,7 +56,7 @@ def positions(op: Positions, inputs: Inputs, weights: Weights, training: bool) -
 
 
 def take_token(op: TakeToken, inputs: Inputs, weights: Weights, training: bool) -> Applied:
-    """Take the vector at one place. (B, T, D) → (B, D)."""
+    """Take the vector at one position. (B, T, D) → (B, D)."""
     (x,) = inputs
 
     def pullback(dy: Array) -> Cotangents:

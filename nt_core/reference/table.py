@@ -1,4 +1,4 @@
-"""The one table of what each op computes."""
+"""The table of all references."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ REFERENCE: Mapping[type[Op], Reference] = MappingProxyType(
         ops.Attention: attention,
     }
 )
-"""Each op's truth; its keys are exactly :data:`nt_core.graph.ops.OPS`."""
+"""The reference of each op; its keys are exactly :data:`nt_core.graph.ops.OPS`."""

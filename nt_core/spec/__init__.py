@@ -1,8 +1,8 @@
-"""Specs: what is declared as a whole, the presets that stand for papers, and the file that holds it.
+"""Specs: the whole declaration of an ensemble or a run, the presets of papers, and spec files.
 
-In go a graph and four choices, or a YAML file, or a preset's name; out come an :class:`EnsembleSpec` and a
-:class:`RunSpec` that were checked at birth. It imports ``graph``, ``structure``, ``policies``, ``topology``,
-``training``, ``files``, and the ground.
+Input: a graph and four choices, or a YAML file, or a preset's name. Output: an :class:`EnsembleSpec` and a
+:class:`RunSpec`, checked at construction. This room imports ``graph``, ``structure``, ``policies``,
+``topology``, ``training``, ``files``, and the ground (``values``, ``errors``).
 """
 
 from nt_core.spec.ensemble import Aggregation, EnsembleSpec, FittedAverage, Mean

@@ -1,4 +1,4 @@
-"""What is declared: a block graph and four choices (structure, topology, plan, aggregation)."""
+"""Declaration of an ensemble: a block graph and four choices (structure, topology, plan, aggregation)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class FittedAverage(Value):
     """A weighted mean of members' probabilities, fitted on examples held out of training.
 
     Attributes:
-        held_out: share of the training examples that are not trained on, but fitted on afterwards.
+        held_out: share of the training examples that are held out of training and used for the fit
+            afterwards.
         temperature: whether a temperature is fitted too, after the weights; see
             :func:`nt_core.metrics.fit`.
     """
@@ -62,15 +63,15 @@ class EnsembleSpec(Value):
     """A sparse ensemble, declared once.
 
     Attributes:
-        graph: the network that one member computes.
-        structure: how members share it.
-        topology: what the masks do.
-        plan: how time is spent.
-        aggregation: what is averaged over members: probabilities or logits; or fitted weights.
-        loss: whether members' losses are averaged or summed; None: as the structure has it.
+        graph: the network of one member.
+        structure: sharing of the graph among members.
+        topology: sparsity, initial masks, and updates of the masks.
+        plan: length and phases of training.
+        aggregation: mean over members of probabilities or of logits; or a fitted weighted mean.
+        loss: whether members' losses are averaged or summed; None: the structure's default.
 
     Raises:
-        SpecError, GraphError, AllocationError: the choices do not go together.
+        SpecError, GraphError, AllocationError: the choices contradict each other.
 
     Example:
         >>> import nt_models
@@ -112,10 +113,10 @@ class EnsembleSpec(Value):
         return longest_of(self.topology.sparsity_from_start)
 
     def timeline(self, steps_per_epoch: int) -> Timeline:
-        """Return what the plan means for this topology, phase by phase.
+        """Return the phases of the plan for this topology.
 
         Raises:
-            SpecError: the plan does not say how long, or there are too few steps for it.
+            SpecError: the plan has no length, or too few steps for its phases.
 
         Example:
             >>> import nt_models
@@ -129,14 +130,14 @@ class EnsembleSpec(Value):
 
     @property
     def result(self) -> EnsembleSpec:
-        """The spec of what training leaves: itself, or the members that a plan makes of one network."""
+        """Spec of the trained ensemble: this spec, or the members that a plan makes from one network."""
         if not isinstance(self.plan, ExploreRefine):
             return self
         return self.replace(structure=Independent(count=self.plan.members), plan=OneRun())
 
     @property
     def turns(self) -> tuple[EnsembleSpec, ...]:
-        """What is trained one after another: groups of members, or all together."""
+        """Specs that are trained one after another: groups of members, or all members together."""
         if isinstance(self.plan, ExploreRefine) or self.plan.at_once is None:
             return (self,)
         assert isinstance(self.structure, Independent)
@@ -162,12 +163,12 @@ class EnsembleSpec(Value):
 
     @property
     def mean(self) -> Mean:
-        """What is averaged as long as nothing is fitted: ``mean_prob`` where weights are to be fitted."""
+        """Mean over members before any fit: ``mean_prob`` where the aggregation is to be fitted."""
         return "mean_prob" if isinstance(self.aggregation, FittedAverage) else self.aggregation
 
     @property
     def loss_reduction(self) -> Reduction:
-        """How members' losses are combined."""
+        """Reduction of the members' losses."""
         return self.loss or self.structure.loss_reduction
 
     @property
@@ -181,11 +182,11 @@ class EnsembleSpec(Value):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EnsembleSpec:
-        """Read what :meth:`to_dict` gave."""
+        """Make a spec from the output of :meth:`to_dict`."""
         return cls(**data)
 
     def digest(self) -> str:
-        """Return a hash that two specs share if they declare the same; a graph's origin plays no part."""
+        """Return a hash, which is equal for equal declarations; a graph's origin does not influence it."""
         data = self.to_dict()
         data["graph"].pop("origin")
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()

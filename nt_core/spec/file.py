@@ -1,4 +1,4 @@
-"""Spec files: everything one run needs, in YAML or JSON, validated, with a version."""
+"""Spec files: the whole declaration of a run in YAML or JSON, validated, with a version."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from nt_core.values import Value
 
 VERSION: Final = 1
 MOST_BYTES: Final = 1 << 20
-"""How large a spec file may be; one in which a LLaMA of 80 blocks stands op by op has 180,000 bytes."""
+"""Largest size of a spec file; a file with a LLaMA of 80 blocks, op by op, has 180,000 bytes."""
 Architectures = Mapping[str, Callable[..., BlockGraph]]
 CHOICES: Final = ("structure", "topology", "plan", "aggregation", "loss")
 
 
 class RunSpec(Value):
-    """Everything one run needs: what :class:`EnsembleSpec` declares, the recipe, the data, the seed.
+    """Whole declaration of a run: the fields of :class:`EnsembleSpec`, the recipe, the data, the seed.
 
     Attributes:
         version: of this file format.
-        name: what the run is called in folders and tables.
-        preset: the preset that stood for the choices; they are spelled out here all the same.
+        name: of the run, in folders and tables.
+        preset: the preset of which the choices were taken; all choices are written out nevertheless.
         graph: ``{name: wide_resnet, depth: 16, …}``, or a whole graph as :meth:`BlockGraph.to_dict` gives it.
         structure: see :mod:`nt_core.structure`.
         topology: see :data:`nt_core.topology.AnyTopology`.
@@ -39,7 +39,7 @@ class RunSpec(Value):
         aggregation: see :class:`EnsembleSpec`.
         loss: see :class:`EnsembleSpec`.
         training: the recipe.
-        data: what is trained on.
+        data: the training data.
         seed: keys every random choice.
     """
 
@@ -58,7 +58,7 @@ class RunSpec(Value):
     seed: int = Field(default=0, ge=0)
 
     def ensemble(self, architectures: Architectures) -> EnsembleSpec:
-        """Build the graph and return what is declared.
+        """Build the graph and return the declared ensemble.
 
         Args:
             architectures: name → function, for graphs given by name.
@@ -67,25 +67,25 @@ class RunSpec(Value):
         return EnsembleSpec(graph=build_graph(self.graph, architectures), **choices)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec, spelled out, as values that JSON and YAML can hold."""
+        """Return the spec with all defaults, as values that JSON and YAML can hold."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """Return the spec, spelled out, as a YAML file's text."""
+        """Return the spec with all defaults, as a YAML file's text."""
         return to_yaml(self.to_dict())
 
 
 def read_spec(source: str | Path, architectures: Architectures, overrides: Sequence[str] = ()) -> RunSpec:
-    """Read a spec file, or take a preset by its name.
+    """Read a spec file, or make the spec of a preset.
 
     Args:
         source: path of a ``.yaml``, ``.yml`` or ``.json`` file, or a preset's name.
-        architectures: name → function, to build the graph that a preset's defaults depend on.
+        architectures: name → function, to build the graph on which a preset's defaults depend.
         overrides: ``"topology.sparsity=0.9"`` and the like; values are read as YAML.
 
     Raises:
-        SpecError: no such file or preset (with the nearest name), not YAML, an unknown key (with the nearest
-            one), a wrong value, or a newer version.
+        SpecError: no such file or preset (the message names the nearest), not YAML, an unknown key (the
+            message names the nearest), a wrong value, or a newer version.
 
     Example:
         >>> import nt_models
@@ -115,13 +115,13 @@ DEFAULT_GRAPH: Final = {
     "size": 8,
     "channels": 1,
 }
-"""What a preset takes where no graph is given: a small Wide-ResNet for the bundled digits."""
+"""Default graph of a preset: a small Wide-ResNet for the bundled digits."""
 
 
 def spell_out(
     data: Mapping[str, Any], architectures: Architectures, overrides: Sequence[str] = ()
 ) -> RunSpec:
-    """Make a run spec of a file's content, a preset standing for what the file leaves out.
+    """Make a run spec from a file's content; fields that the file leaves out are taken from its preset.
 
     Args:
         data: the content.
@@ -158,7 +158,7 @@ def _with_preset(data: Mapping[str, Any], architectures: Architectures) -> Mappi
 
 
 def _expect_names(data: Any, path: str) -> None:
-    """Refuse keys that YAML reads as something else than text: numbers, dates, a bare ``on`` or ``no``."""
+    """Check that all keys are text, because YAML reads some as numbers, dates, or booleans (``on``)."""
     if isinstance(data, Mapping):
         for key, value in data.items():
             if not isinstance(key, str):
@@ -172,11 +172,11 @@ def _expect_names(data: Any, path: str) -> None:
 
 
 def build_graph(source: Mapping[str, Any], architectures: Architectures) -> BlockGraph:
-    """Build the graph a spec names, or read it where it is given whole.
+    """Build the graph that a spec names, or read a graph that the spec contains op by op.
 
     Raises:
-        SpecError: no keys and values; an unknown architecture or argument (with the nearest name).
-        GraphError: the architecture cannot be built so.
+        SpecError: no keys and values; an unknown architecture or argument (the message names the nearest).
+        GraphError: the architecture cannot be built with these arguments.
     """
     if not isinstance(source, Mapping):
         raise SpecError(f"graph: expected keys and values; found {source!r}")
@@ -190,7 +190,7 @@ def build_graph(source: Mapping[str, Any], architectures: Architectures) -> Bloc
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another; a mapping of another ``kind`` or ``name`` replaces the whole.
+    """Merge one nested mapping over another; a mapping of another ``kind`` or ``name`` replaces the whole.
 
     Example:
         >>> merge({"a": {"kind": "x", "b": 1}, "c": 2}, {"a": {"b": 3}})
@@ -241,8 +241,8 @@ def _parse_override(override: str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of spec files, for editors and validators.
 
-    A preset may stand for whatever a file leaves out, so nothing is required, and values that leave out
-    their kind may be of several.
+    No field is required, because a preset may give any field that a file leaves out. Values without a kind
+    may therefore match several kinds.
     """
     schema: dict[str, Any] = _loosen(RunSpec.model_json_schema())
     return schema

@@ -1,4 +1,4 @@
-"""Presets: papers as names for a combination of the four choices, spelled out in full when printed."""
+"""Presets: names of papers' methods for a combination of the four choices, printed with all fields."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def rigl(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
 
 
 def rigl_paper(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
-    """RigL as its original code does it: an update replaces the optimiser's step, the pruned may return."""
+    """RigL as in its original code: updates replace the optimiser's step, pruned connections may regrow."""
     topology = Dynamic(
         sparsity=sparsity,
         drop_fraction=DropFraction(start=0.3, until=0.75),
@@ -118,7 +118,7 @@ def mimo(graph: BlockGraph, *, members: int = 3) -> EnsembleSpec:
 def fission(graph: BlockGraph, *, members: int | None = None, sparsity: float = 0.5) -> EnsembleSpec:
     """One pruned network, its weights divided among M exits (Network Fission Ensembles, arXiv 2408.02301).
 
-    M is 3 unless told otherwise, or the number of counted blocks if that is less.
+    M is by default 3, or the number of counted blocks if that is less.
     """
     return EnsembleSpec(
         graph=graph,
@@ -168,7 +168,7 @@ def magnitude_pruning(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSp
 
 
 def snfs(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
-    """SNFS: growth by the smoothed gradient, divided among weights by it (Dettmers & Zettlemoyer 2019)."""
+    """SNFS: growth, also across weights, by the smoothed gradient (Dettmers & Zettlemoyer 2019)."""
     topology = Dynamic(sparsity=sparsity, allocation=Uniform(), grow=Momentum(), scope="momentum")
     return EnsembleSpec(graph=graph, topology=topology)
 
@@ -186,7 +186,7 @@ def mest(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
 
 
 def deep_r(graph: BlockGraph, *, sparsity: float = 0.8) -> EnsembleSpec:
-    """Deep R: weights that change sign go, as many grow at random, at every step (Bellec et al. 2018)."""
+    """Deep R: prune weights that change sign, grow as many at random, at every step (Bellec et al. 2018)."""
     topology = Dynamic(
         sparsity=sparsity,
         allocation=Uniform(),
@@ -222,7 +222,7 @@ def chts(graph: BlockGraph, *, sparsity: float = 0.95) -> EnsembleSpec:
 
 
 def _multi_head(graph: BlockGraph, split: int | None, heads: int) -> MultiHead:
-    """Put a third of the counted blocks into the backbone unless told otherwise, as the paper does."""
+    """Put by default a third of the counted blocks into the backbone, as the paper does."""
     return MultiHead(split=round(len(graph.counted) / 3) if split is None else split, heads=heads)
 
 

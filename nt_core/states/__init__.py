@@ -1,8 +1,8 @@
-"""States of a training: everything that an interrupted training continues from.
+"""Saved states of a training, from which an interrupted training is resumed.
 
-In go arrays and plain values of a backend's trainer; out come the last two states in a folder, whole and
-with checksums, or a training that stops at a state. It imports ``spec``, ``structure``, ``training``,
-``files``, and the ground.
+Input: arrays and plain values of a backend's trainer. Output: the last two states in a folder, complete and
+with checksums, or a training that stops at a state. This room imports ``spec``, ``structure``, ``training``,
+``files``, and the ground (``values``, ``errors``).
 """
 
 from nt_core.states.file import State

@@ -1,7 +1,7 @@
-"""One state of a training in a file of safetensors, whole or not there.
+"""One state of a training in a safetensors file, written atomically.
 
-Its metadata hold what is no array, as JSON, and a checksum of everything. What several processes wrote, each
-its part, lies in a folder beside it.
+The file's metadata contain all values that are not arrays, as JSON, and a checksum of everything. A folder
+beside the file contains the parts written by several processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nt_core.values import shown
 FORMAT: Final = 1
 
 KEYS: Final = {"step": int, "training": dict, "content": dict, "beside": dict}
-"""What a state holds besides its format."""
+"""Keys of a state's metadata and their types, besides the format."""
 
 _ABOUT, _DIGEST = "neurotrails_state", "sha256"
 _TENSOR: Final = "$tensor"
@@ -34,14 +34,14 @@ _TENSOR: Final = "$tensor"
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a training stands.
+    """State of a training after an optimiser step.
 
     Attributes:
-        step: optimiser steps taken.
-        training: what is trained, as JSON; another training cannot go on from it.
-        content: what the backend goes on from: mappings and lists of numbers, text and arrays.
-        beside: what whoever keeps states wrote beside it, as JSON.
-        parts: the folder of what several processes wrote, each its part; None: there is none.
+        step: number of optimiser steps taken.
+        training: identity of the training, as JSON; another training cannot resume from the state.
+        content: state of the backend: mappings and lists of numbers, text and arrays.
+        beside: further values of the keeper of states, as JSON.
+        parts: folder of the parts written by several processes; None: there are no parts.
     """
 
     step: int
@@ -57,13 +57,13 @@ def parts_of(path: Path) -> Path:
 
 
 def delete_state(path: Path) -> None:
-    """Delete a state's file, and the parts that belong to it."""
+    """Delete a state's file and its parts."""
     path.unlink(missing_ok=True)
     shutil.rmtree(parts_of(path), ignore_errors=True)
 
 
 def _digests(parts: Path) -> dict[str, str]:
-    """Return the checksum of every file in a folder of parts; nothing if there is no such folder."""
+    """Return the checksum of every file in a folder of parts; empty if there is no such folder."""
     found = {}
     for path in sorted(parts.glob("*")):
         with path.open("rb") as file:
@@ -72,7 +72,7 @@ def _digests(parts: Path) -> dict[str, str]:
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write a state into one file, whole or not at all."""
+    """Write a state into one file, atomically."""
     if digests := _digests(parts_of(path)):
         sync_folder(parts_of(path))
     tensors: dict[str, NDArray[Any]] = {}
@@ -88,7 +88,7 @@ def write_state(path: Path, state: State) -> None:
     with atomically(path) as temporary:
         try:
             save_file(tensors, temporary, {_ABOUT: text, _DIGEST: _digest(text, tensors)})
-        except SafetensorError as error:  # safetensors' own word for a full disk
+        except SafetensorError as error:  # raised by safetensors for a full disk
             raise OSError(None, str(error)) from None
 
 
@@ -96,7 +96,7 @@ def read_state(path: Path) -> State:
     """Read and check a state.
 
     Raises:
-        CheckpointError: it cannot be read, is truncated or altered, or of a newer format.
+        CheckpointError: the file cannot be read, is truncated or altered, or of a newer format.
     """
     try:
         metadata = expect_dtypes(path)
@@ -126,7 +126,7 @@ def read_state(path: Path) -> State:
 
 
 def _about(text: str, path: Path) -> dict[str, Any]:
-    """Read what a state holds besides arrays."""
+    """Parse the metadata of a state's file."""
     try:
         about = parse_json(text)
     except ParseError as error:
@@ -144,7 +144,7 @@ def _about(text: str, path: Path) -> dict[str, Any]:
 
 
 def _without_arrays(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
-    """Return a tree as JSON can hold it; its arrays go to ``tensors`` under their paths."""
+    """Return a tree in types that JSON can hold; its arrays are moved to ``tensors`` under their paths."""
     if isinstance(value, Mapping):
         return {str(key): _without_arrays(inner, f"{path}/{key}", tensors) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""States of a training: all that an interrupted one goes on from, the last two of them in a folder."""
+"""Folder of a training's saved states, of which the last two are kept."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nt_core.structure import Independent
 from nt_core.training import Training
 
 KEPT: Final = 2
-"""How many states are kept: should the last one be damaged, there is another."""
+"""Number of states that are kept, because the last one may be damaged."""
 
 _NAME: Final = re.compile(r"step-(\d+)\.safetensors")
 
 
 class Stopped(NeuroTrailsError):  # noqa: N818 - nothing went wrong
-    """A training that was asked to stop, and did after a step; its state is saved."""
+    """Raised after a step at which a training was asked to stop; its state is saved."""
 
 
 class States:
@@ -33,10 +33,10 @@ class States:
 
     Args:
         folder: made when the first state is saved.
-        every: optimiser steps from one state to the next; None: ``seconds`` decides.
-        seconds: at least so long from one state to the next.
-        beside: gives what shall be written beside a state; called when everything before it must be on disk.
-        stopping: is asked after each step whether to save the state and to end, with :class:`Stopped`.
+        every: optimiser steps from one state to the next; None: states are saved by time, see ``seconds``.
+        seconds: least time from one state to the next.
+        beside: returns the values to write beside a state; it must first flush everything older to disk.
+        stopping: called after each step; True saves the state and ends the training with :class:`Stopped`.
 
     Example:
         >>> import tempfile
@@ -66,25 +66,25 @@ class States:
         self._saved = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Tell whether a state is to be saved after a step."""
+        """Return whether a state is to be saved after a step."""
         if self.every is not None:
             return step % self.every == 0
         return time.monotonic() - self._saved >= self.seconds
 
     def new_parts(self, step: int) -> Path:
-        """Return an empty folder, in which several processes write before one of them saves that state."""
+        """Return an empty folder, into which several processes write before one of them saves the state."""
         folder = parts_of(self._path(step))
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def save(self, state: State) -> None:
-        """Write a state; it is on disk when this returns, and all but the last two are deleted.
+        """Write a state to disk and delete all but the last two states.
 
-        What processes wrote into :meth:`new_parts` of its step belongs to it from then on.
+        The files in :meth:`new_parts` of the state's step belong to the state from then on.
 
         Raises:
-            CheckpointError: it cannot be written; those before it are as they were.
+            CheckpointError: the state cannot be written; earlier states are unchanged.
         """
         path = self._path(state.step)
         try:
@@ -101,13 +101,13 @@ class States:
         self._saved = time.monotonic()
 
     def latest(self, training: Mapping[str, Any] | None = None) -> State | None:
-        """Return the last state that is whole; None: there is none.
+        """Return the last undamaged state; None: there are no states.
 
         Args:
-            training: what it must be a state of; None: whatever it is.
+            training: identity of the training that the state must belong to; None: any training.
 
         Raises:
-            CheckpointError: it is of another training, or every one that is there is damaged.
+            CheckpointError: the state is of another training, or all states are damaged.
         """
         damage: list[CheckpointError] = []
         for path in self._paths():
@@ -135,7 +135,7 @@ class States:
         return States(self.folder / name, **settings, beside=self.beside, stopping=self.stopping)  # type: ignore[arg-type]
 
     def clear(self) -> None:
-        """Delete all states, those of turns too: what they led to is finished and kept."""
+        """Delete all states, with those of turns, once the training's result is kept."""
         for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())][::-1]:
             for path in States(folder)._paths():
                 delete_state(path)
@@ -150,7 +150,7 @@ class States:
         return int(_NAME.fullmatch(paths[0].name)[1]) if paths else None  # type: ignore[index]
 
     def _paths(self) -> list[Path]:
-        """List the files of states, the last first; what an interrupted write left behind is deleted."""
+        """List the files of states, the last first, and delete the remains of interrupted writes."""
         if not self.folder.is_dir():
             return []
         for rest in self.folder.glob(".step-*.tmp"):
@@ -162,7 +162,7 @@ class States:
 
 
 def identity(spec: EnsembleSpec, training: Training, seed: int, examples: int) -> dict[str, Any]:
-    """Return what must be the same for a training to go on from another's state, as JSON."""
+    """Return the identity of a training, as JSON; a training resumes only from states of equal identity."""
     declared = spec.to_dict()
     declared["graph"] = hashlib.sha256(json.dumps(declared["graph"], sort_keys=True).encode()).hexdigest()
     recipe = {"training": training.model_dump(mode="json"), "seed": seed, "examples": examples}

@@ -1,9 +1,9 @@
 """Structures: how the members of an ensemble share one block graph.
 
-In goes a graph, out comes a :class:`Layout`: a backbone that runs once and heads that run on what it gives.
-Every weight of the ensemble has one name, ``"backbone/stage1.1/conv1.weight"`` or
-``"head2/stage3.1/conv1.weight"``, the same in every backend, in checkpoints, and in random keys. It imports
-``graph``, ``masks``, and the ground.
+Input: a graph. Output: a :class:`Layout`, which is a backbone that runs once and heads that run on its
+output. Every weight of the ensemble has one name, ``"backbone/stage1.1/conv1.weight"`` or
+``"head2/stage3.1/conv1.weight"``, the same in every backend, in checkpoints, and in random keys. This room
+imports ``graph``, ``masks``, and the ground (``values``, ``errors``, ``random``).
 """
 
 from __future__ import annotations

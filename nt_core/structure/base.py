@@ -1,4 +1,4 @@
-"""What every structure is: how the members of an ensemble share one block graph."""
+"""Base class of structures, which define how members share one block graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Reduction = Literal["mean", "sum"]
 
 
 class Structure(Value, ABC):
-    """How members share one graph."""
+    """Base class of structures, which define how members share one graph."""
 
     @property
     @abstractmethod
@@ -27,17 +27,17 @@ class Structure(Value, ABC):
 
     @property
     def loss_reduction(self) -> Reduction:
-        """How members' losses are combined unless a spec says otherwise."""
+        """Default reduction of the members' losses."""
         return "mean"
 
     @property
     def distillation(self) -> float | None:
-        """The temperature at which members learn from their mean, too; None: they do not."""
+        """Temperature at which members are also distilled from their mean; None: no distillation."""
         return None
 
     @property
     def training_rows(self) -> int:
-        """How many rows of the network one example is in training."""
+        """Number of the network's rows that one example takes in training."""
         return 1
 
     @abstractmethod
@@ -45,32 +45,32 @@ class Structure(Value, ABC):
         """Spread a graph over backbone and heads."""
 
     def member_rows(self, count: int, stream: Stream) -> NDArray[np.int64] | None:
-        """Choose which rows of a batch each member trains on.
+        """Choose the rows of a batch on which each member trains.
 
         Args:
-            count: of the batch's rows.
-            stream: the randomness of this batch.
+            count: number of the batch's rows.
+            stream: random numbers of this batch.
 
         Returns:
-            (M·r,) positions in the batch, member-major; None: the batch is trained on as it is.
+            (M·r,) positions in the batch, member-major; None: the unchanged batch.
         """
         return None
 
     @property
     def row_groups(self) -> int:
-        """How many members divide a training batch's rows among them, in order; 1: all see all of them."""
+        """Number of members that divide a training batch's rows, in order; 1: all train on all rows."""
         return 1
 
     def expect_batch_size(self, size: int) -> None:
-        """Raise unless a batch can be divided among members where it must be.
+        """Check that a batch can be divided among members, where the structure divides it.
 
         Raises:
-            DataError: it cannot; says which sizes can.
+            DataError: the batch cannot be divided; the message names sizes that can.
         """
 
 
 def divisible(size: int, members: int) -> None:
-    """Raise unless each member gets as many rows of a batch.
+    """Check that a batch can be divided equally among members.
 
     Raises:
         DataError: the batch cannot be divided.

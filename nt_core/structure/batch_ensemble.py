@@ -1,4 +1,4 @@
-"""BatchEnsemble: members share every kernel and scale its inputs and outputs."""
+"""BatchEnsemble, whose members share every kernel and scale its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from nt_core.values import Members
 
 
 class BatchEnsemble(Structure):
-    """One set of kernels; each member scales inputs and outputs of every one (Wen et al. 2020, §3).
+    """One set of kernels, whose inputs and outputs each member scales (Wen et al. 2020, §3).
 
     y_m = ((x ∘ r_m)·Wᵀ) ∘ s_m + b_m, for convolutions by channel. r and s are not decayed. In training a
-    batch is member-major where it is split; when it predicts, every member sees every example.
+    batch is member-major where it is split. In prediction every member reads every example.
 
     Attributes:
         count: M.
-        batch: how training shares a batch out: ``split``, 1/M of it to each member (the paper), or ``tile``,
+        batch: division of a training batch: ``split``, 1/M of it to each member (the paper), or ``tile``,
             all of it to each (uncertainty-baselines).
-        factors: how r and s are drawn: ``normal``: N(1, 0.5²); ``signs``: ±1.
+        factors: distribution of r and s: ``normal``: N(1, 0.5²); ``signs``: ±1.
         norms: ``shared`` by all members, or one ``per_member``, with statistics of its own.
     """
 
@@ -63,7 +63,7 @@ class BatchEnsemble(Structure):
         return replace(node, op=node.op.for_members(self.count, self.factors, own_norms=own_norms))
 
     def member_rows(self, count: int, stream: Stream) -> NDArray[np.int64] | None:
-        """Fill up a last, shorter batch of an epoch from its beginning, so that it can be split."""
+        """Fill up a last, shorter batch of an epoch with its own first rows, so that it can be split."""
         if self.batch == "tile" or count % self.count == 0:
             return None
         return np.arange(count + -count % self.count, dtype=np.int64) % count

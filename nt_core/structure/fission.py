@@ -1,4 +1,4 @@
-"""Network Fission Ensembles: the kept weights of one network, divided among exits."""
+"""Network Fission Ensembles, which divide the kept weights of one network among exits."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from nt_core.values import Count, Members
 class Fission(Structure):
     """One pruned network whose weights are divided among M exits (Lee & Lee 2024, arXiv 2408.02301).
 
-    Each exit but the last leaves the trunk after a counted block and goes on along a path of its own to a
-    classifier of its own. A weight that several paths have is a partition of the single network's kept one,
-    at random: pieces are disjoint and together all of it. Norms and biases are each path's own. The topology
-    says what is kept: ``static``, or ``prune_at_init``.
+    Each exit but the last leaves the trunk after a counted block and continues along a path of its own to a
+    classifier of its own. The kept connections of a weight that several paths have are partitioned among the
+    paths at random: pieces are disjoint, and their union is the single network's kept weight. Norms and
+    biases are each path's own. The topology, ``static`` or ``prune_at_init``, selects the kept connections.
 
     The loss is Σ_m CE_m + T²·Σ_m KL(mean ‖ member m), the mean of the logits detached, both at temperature T.
 
     Attributes:
         count: M, exits.
-        after: how many counted blocks the trunk has where each exit but the last leaves it, ascending; None:
-            evenly spread.
+        after: for each exit but the last, the number of counted blocks of the trunk before it, ascending;
+            None: evenly spread.
         temperature: T; None: no distillation.
     """
 
@@ -69,7 +69,7 @@ class Fission(Structure):
         """Spread the graph over a trunk and exits.
 
         Raises:
-            GraphError: there are more exits than counted blocks, or one leaves behind the last block.
+            GraphError: there are more exits than counted blocks, or an exit leaves behind the last block.
         """
         if self.count == 1:
             return spread(graph, shared=0, members=1)
@@ -105,10 +105,10 @@ class Fission(Structure):
 
 
 def divide_counts(layout: Layout, whole: Mapping[str, int]) -> dict[str, int]:
-    """Divide the single network's counts among the pieces of each weight; the first pieces get what is over.
+    """Divide the single network's counts among the pieces of each weight; the first pieces get the remainder.
 
     Args:
-        layout: a divided one.
+        layout: a divided layout.
         whole: active elements of each weight of the single network.
 
     Example:
@@ -127,10 +127,10 @@ def divide_counts(layout: Layout, whole: Mapping[str, int]) -> dict[str, int]:
 
 
 def divide_masks(layout: Layout, whole: Iterable[tuple[str, Mask]], seed: int) -> Iterator[tuple[str, Mask]]:
-    """Divide the single network's masks: a random partition of each among the paths that have the weight.
+    """Partition each mask of the single network at random among the paths that have the weight.
 
     Args:
-        layout: a divided one.
+        layout: a divided layout.
         whole: (name, mask) of each weight of the single network.
         seed: keys the partition.
     """
@@ -145,11 +145,11 @@ def divide_masks(layout: Layout, whole: Iterable[tuple[str, Mask]], seed: int) -
 
 
 def gather(layout: Layout, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Put the single network together again, before it is trained: pieces of a weight add up to it.
+    """Join the pieces of each weight to the single network, before training, as the sum of the pieces.
 
     Args:
-        layout: a divided one.
-        values: every weight of it, by name; inactive elements are 0.
+        layout: a divided layout.
+        values: every weight of the layout, by name; inactive elements are 0.
 
     Returns:
         Every weight of the single network, by name.
@@ -162,7 +162,7 @@ def gather(layout: Layout, values: Mapping[str, NDArray[Any]]) -> dict[str, NDAr
 
 
 def _pieces(layout: Layout) -> Iterator[tuple[str, list[str]]]:
-    """Walk over the single network's sparsifiable weights and the names of their pieces."""
+    """Yield the single network's sparsifiable weights and the names of their pieces."""
     found: dict[str, list[str]] = {}
     for placed in layout.sparsifiable:
         found.setdefault(layout.source(placed.name), []).append(placed.name)

@@ -1,4 +1,4 @@
-"""Structures whose members are heads: one network, several that share nothing, several on a backbone."""
+"""Structures whose members are heads: one network, independent networks, heads on a shared backbone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nt_core.values import Members
 
 
 class Single(Structure):
-    """One network: the graph itself."""
+    """One network, which is the graph itself."""
 
     kind: Literal["single"] = "single"
 
@@ -31,13 +31,13 @@ class Single(Structure):
 class Independent(Structure):
     """M whole networks that share nothing (full ensemble).
 
-    Their losses are summed, so that each is trained as it would be alone; a mean would divide every member's
-    gradient by M.
+    The members' losses are summed, so that each member is trained as it would be alone, because a mean would
+    divide every member's gradient by M.
 
     Attributes:
         count: M.
-        only: numbers (from 1, ascending) of the members that are here, as if the others were elsewhere: their
-            names, initial values, masks and counts are those they have in the whole; None: all.
+        only: numbers (from 1, ascending) of the members in this part of the ensemble. Names, initial values,
+            masks and counts of the members are those of the whole ensemble; None: all members.
     """
 
     kind: Literal["independent"] = "independent"
@@ -57,7 +57,7 @@ class Independent(Structure):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The members that are here."""
+        """Numbers of the members in this part of the ensemble."""
         return tuple(range(1, self.count + 1)) if self.only is None else self.only
 
     @property

@@ -1,4 +1,4 @@
-"""Layouts: a graph spread over a backbone and heads, and where each weight of an ensemble stands."""
+"""Layouts: a graph spread over a backbone and heads, with the place of each weight of an ensemble."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Along = Literal["heads", "rows", "channels"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The backbone, or one head: some blocks in the order in which they run."""
+    """The backbone or one head: blocks in the order of computation."""
 
     name: str
     blocks: tuple[Block, ...]
@@ -23,15 +23,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedWeight:
-    """One array of the ensemble and where it stands.
+    """One array of the ensemble and its place.
 
     Attributes:
         name: ``"part/block/op.weight"``.
         part: ``"backbone"`` or ``"head1"``, ``"head2"``, ….
-        block: the block it stands in.
-        node: the op that owns it.
-        weight: its shape, role and initial distribution.
-        positions: how often each of its elements is used for one example (kernels only).
+        block: the block of the op.
+        node: the op that owns the array.
+        weight: shape, role and initial distribution.
+        positions: number of uses of each element for one example (kernels only).
     """
 
     name: str
@@ -43,7 +43,7 @@ class PlacedWeight:
 
     @property
     def label(self) -> str:
-        """The part as people write it: ``"head 1"``."""
+        """The part's name for people: ``"head 1"``."""
         return part_label(self.part)
 
 
@@ -52,18 +52,19 @@ class Layout:
     """A graph spread over a backbone and heads.
 
     Attributes:
-        graph: what the parts compute; of members that share every block, the graph that holds them all.
-        backbone: the part that all heads share; None where they share nothing.
+        graph: the graph that the parts compute; of members that share every block, the graph of all members.
+        backbone: the part that all heads share; None where heads share nothing.
         heads: one part for each member; none where members share every block.
         crossing: the references that heads read from the backbone or from the input.
         members: M.
         input_shape: of one example.
-        along: where members lie: each is a head; or they share every block, and each has its own ``rows`` of
-            a member-major batch, or its own ``channels`` of input and output.
-        own_rows: whether a batch that is trained on is member-major: its first 1/M belongs to member 1, …;
-            elsewhere all members see every row.
+        along: dimension of the members: ``heads``; or members share every block, and each has its own
+            ``rows`` of a member-major batch, or its own ``channels`` of input and output.
+        own_rows: whether a training batch is member-major: its first 1/M belongs to member 1, …; else all
+            members read every row.
         divided: whether weights of one name in several parts are pieces of one weight of the graph.
-        whole: the layout of which this has only some heads, and by which connections are allocated.
+        whole: the whole layout, of which this layout has only some heads, and by which connections are
+            allocated.
     """
 
     graph: BlockGraph
@@ -79,7 +80,7 @@ class Layout:
 
     @property
     def rows(self) -> int:
-        """How many rows one example is when all members predict it."""
+        """Number of rows that one example takes when all members predict it."""
         return self.members if self.along == "rows" else 1
 
     @property
@@ -89,16 +90,16 @@ class Layout:
 
     @cached_property
     def weights(self) -> tuple[PlacedWeight, ...]:
-        """Every array of the ensemble, in the order in which it is used."""
+        """Every array of the ensemble, in the order of use."""
         return tuple(self._place())
 
     @cached_property
     def sparsifiable(self) -> tuple[PlacedWeight, ...]:
-        """The arrays on which a mask may lie."""
+        """The arrays that may have a mask."""
         return tuple(placed for placed in self.weights if placed.weight.sparsifiable)
 
     def source(self, name: str) -> str:
-        """Return the weight of the single network that a weight is a piece of; else its own name.
+        """Return the name of the single network's weight of which a weight is a piece; else its own name.
 
         Example:
             >>> import nt_models
@@ -136,7 +137,7 @@ def weight_name(part: str, block: str, node: str, weight: str) -> str:
 
 
 def part_label(part: str) -> str:
-    """Return a part's name as people write it.
+    """Return a part's name for people.
 
     Example:
         >>> part_label("head12"), part_label("backbone")
@@ -164,7 +165,7 @@ def spread(graph: BlockGraph, *, shared: int, members: int) -> Layout:
 
 
 def crossing(heads: Iterable[tuple[Block, ...]]) -> tuple[str, ...]:
-    """Return the references that heads of these blocks read from elsewhere."""
+    """Return the references that heads of these blocks read from outside."""
     refs: dict[str, None] = {}
     for blocks in heads:
         own = {block.name for block in blocks}

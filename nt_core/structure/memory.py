@@ -1,4 +1,4 @@
-"""What a declared network takes, compared with what the machine has, before anything is allocated."""
+"""Check of a network's memory against the machine's, before any allocation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ FLOAT_BYTES: Final = 4
 
 
 def expect_memory(layout: Layout, where: str) -> None:
-    """Raise unless a network's weights, dense and in float32, fit into the memory there is.
+    """Check that a network's weights, dense and in float32, fit into the machine's memory.
 
-    Declaring a network and working out its cost takes next to nothing, however large it is. This is asked
-    before its weights are made.
+    The check comes before weights are made, because the declaration and the cost of even the largest network
+    take hardly any memory.
 
     Args:
         layout: of the network.
-        where: what declares it, for the error.
+        where: the source of the declaration, for the error.
 
     Raises:
-        NeuroTrailsError: they do not fit.
+        NeuroTrailsError: the weights do not fit.
     """
     needed, found = FLOAT_BYTES * sum(placed.weight.size for placed in layout.weights), machine_bytes()
     if needed > found:
@@ -34,7 +34,7 @@ def expect_memory(layout: Layout, where: str) -> None:
 
 
 def machine_bytes() -> int:
-    """Return how much memory this process may have at most: the machine's, or less where a limit is set."""
+    """Return the largest memory of this process: the machine's, or less where a limit is set."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""MIMO: one network that reads M examples at once and predicts each."""
+"""MIMO, one network that reads M examples at once and predicts each."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nt_core.values import Count, Fraction, Members
 class MIMO(Structure):
     """One network with M inputs and M outputs (Havasi et al. 2021, §2).
 
-    M examples are stacked on the channels that the first convolutions (or linear maps) read, and the last
-    linear map has M × classes outputs. Losses are summed. When it predicts, all inputs are the same example.
+    M examples are stacked on the channels that the first convolutions (or linear maps) read. The last linear
+    map has M × classes outputs. Losses are summed. In prediction all inputs are the same example.
 
     Attributes:
         count: M.
-        rho: ρ, the share of a batch's rows in which all members see the same example.
-        repetitions: how often each example comes in a batch (batch repetition).
+        rho: ρ, the share of a batch's rows in which all members read the same example.
+        repetitions: number of copies of each example in a batch (batch repetition).
     """
 
     kind: Literal["mimo"] = "mimo"
@@ -48,7 +48,7 @@ class MIMO(Structure):
         return self.repetitions
 
     def layout(self, graph: BlockGraph) -> Layout:
-        """Widen what reads the input and what gives the output.
+        """Widen the ops that read the input and the op that gives the output.
 
         Raises:
             GraphError: the input is read by another op than a convolution or a linear map, or the output is
@@ -107,7 +107,7 @@ class MIMO(Structure):
         return self.count
 
     def member_rows(self, count: int, stream: Stream) -> NDArray[np.int64]:
-        """Shuffle a batch's rows for each member anew, but for a share ρ that all have in the same places."""
+        """Shuffle a batch's rows for each member, except for a share ρ that is the same for all members."""
         size = count * self.repetitions
         same = np.tile(_order(stream, 0, count), self.repetitions)
         free = size - round(self.rho * size)

@@ -1,7 +1,7 @@
 """Small named networks on which a backend is compared with the reference: one or more for every op.
 
-Images are not square and odd in size, strides do not divide them, biases are not zero, and every op stands
-between trained weights, so that a wrong gradient of its input shows in the weights below it.
+Images are not square and odd in size, strides do not divide them, and biases are not zero. Every op is placed
+between trained weights, so that a wrong gradient of its input changes the gradients of the weights below it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nt_core.testing.models import MODELS
 from nt_core.topology import Dense, Static
 
 Write = Callable[[BlockWriter, Tensor], Tensor]
-"""Adds the ops in question to a block: what they read -> what they give."""
+"""Function that adds the tested ops to a block: input tensor -> output tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Case:
     Attributes:
         name: unique; also the seed of the case's values and inputs.
         graph: the network of one member.
-        structure: how members share it.
-        kind: ``op`` or ``model``; decides the tolerance.
-        ties: values and inputs are small multiples of a power of two, so that sums are exact in any order and
-            equal values, zeros among them, are common.
+        structure: sharing of the graph among members.
+        kind: ``op`` or ``model``, which have different tolerances.
+        ties: whether values and inputs are small multiples of a power of two, so that sums are exact in any
+            order, and equal values (also zeros) are common.
         batch: number of examples.
     """
 
@@ -51,7 +51,7 @@ class Case:
 
     @cached_property
     def spec(self) -> EnsembleSpec:
-        """What a backend compiles; it gets its values and masks from the case."""
+        """Spec for the backend to compile; values and masks are given by the case."""
         topology = Static(sparsity=0.0) if self.layout.divided else Dense()
         return EnsembleSpec(graph=self.graph, structure=self.structure, topology=topology)
 
@@ -62,7 +62,7 @@ class Case:
 def op_cases() -> tuple[Case, ...]:
     """Return small cases that together hold every op of :data:`nt_core.graph.ops.OPS`.
 
-    Dropout stands here with rate 0: what it draws is checked by
+    Dropout has rate 0 in these cases; its random numbers are checked by
     :func:`nt_core.testing.conformance.check_dropout`.
 
     Example:
@@ -81,12 +81,12 @@ def op_cases() -> tuple[Case, ...]:
 
 
 def model_cases(graphs: Mapping[str, BlockGraph] | None = None) -> tuple[Case, ...]:
-    """Return whole models, each as a single network, two independent ones, and split at several places.
+    """Return whole models, each as a single network, two independent networks, and split at several places.
 
-    Those of this package also with members that share kernels.
+    Models of this package also come with members that share kernels.
 
     Args:
-        graphs: further models by name, beside :data:`nt_core.testing.models.MODELS`.
+        graphs: models by name, in addition to :data:`nt_core.testing.models.MODELS`.
 
     Example:
         >>> [case.name for case in model_cases() if case.name.startswith("mlp/")][:5]
@@ -151,7 +151,7 @@ def _on_features(write: Write) -> BlockGraph:
 
 
 def _on_sequence(write: Write) -> BlockGraph:
-    """Write ops between an embedding and a linear layer; more positions than words, so that words recur."""
+    """Write ops between an embedding of fewer words than positions (so that words recur) and a linear layer."""
     net = GraphBuilder(Tokens(length=7, vocabulary=5))
     with net.stem() as b:
         b.out = b.embedding(b.inp, 5, 8)
@@ -179,7 +179,7 @@ def _layer_norm(b: BlockWriter, x: Tensor, eps: float) -> Tensor:
 
 
 def _attend(b: BlockWriter, x: Tensor, kv_heads: int, causal: bool, rotary_base: float | None) -> Tensor:
-    """Attend with four heads of size 6: rotary layouts and bases are alike at size 2."""
+    """Attend with four heads of size 6, because rotary layouts and bases cannot be told apart at size 2."""
     keys, values = b.linear(x, 6 * kv_heads), b.linear(x, 6 * kv_heads)
     return b.attention(
         b.linear(x, 24), keys, values, heads=4, kv_heads=kv_heads, causal=causal, rotary_base=rotary_base
@@ -199,7 +199,7 @@ def _concat(axis: int) -> Write:
 
 
 _SHRINK: Mapping[int, ops.Pair] = {1: (3, 1), 2: (1, 2)}
-"""Windows that shorten one axis of an image only, so that what is joined differs in length there."""
+"""Windows that shorten one axis of an image only, so that joined tensors differ in length there."""
 
 _CONVOLUTIONS: Mapping[str, Write] = {
     "conv2d": lambda b, x: b.conv(x, 3, kernel=3, pad=1, bias=True),

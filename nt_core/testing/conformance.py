@@ -1,7 +1,7 @@
-"""The suite every backend passes: the same numbers as the NumPy reference.
+"""The conformance suite, which compares every backend with the NumPy reference.
 
-A backend offers the verbs of :class:`Backend`, plain arrays in and out, and its tests call every check on
-every case::
+A backend offers the methods of :class:`Backend` on plain arrays, and its tests call every check on every
+case::
 
     @pytest.mark.parametrize("case", [*op_cases(), *model_cases()], ids=str)
     @pytest.mark.parametrize("check", CHECKS)
@@ -57,10 +57,10 @@ OF_FLOAT64 = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
 
 
 class Backend(Protocol):
-    """What a backend must offer to be checked; arrays are NumPy's, in and out, in the dtype of the values.
+    """Methods of a backend for the checks; all arrays are NumPy arrays, in the dtype of the values.
 
-    ``case.layout`` is what to compile. ``values`` holds every weight of the layout by its full name; results
-    are keyed in the same way. ``x`` is (B, *input shape), int64 for token numbers; ``upstream`` is
+    ``case.layout`` is the layout to compile. ``values`` holds every weight of the layout by its full name;
+    results are keyed in the same way. ``x`` is (B, *input shape), int64 for token numbers; ``upstream`` is
     (M, B, *output shape). No argument may be changed.
     """
 
@@ -147,7 +147,7 @@ def check_gradients(backend: Backend, case: Case, dtype: FloatType) -> None:
 
 
 def check_running_statistics(backend: Backend, case: Case, dtype: FloatType) -> None:
-    """Compare running statistics after one batch; a case without any must give none.
+    """Compare running statistics after one batch; a case without statistics must give none.
 
     Raises:
         AssertionError: they differ by more than rounding explains, or one is missing.
@@ -159,7 +159,7 @@ def check_running_statistics(backend: Backend, case: Case, dtype: FloatType) -> 
 
 
 def check_step(backend: Backend, case: Case, dtype: FloatType) -> None:
-    """Compare all values after a step of SGD under masks: w' = mask·(w − lr·g), inactive ones exactly 0.
+    """Compare all values after a step of SGD under masks: w' = mask·(w − lr·g), inactive values exactly 0.
 
     Raises:
         AssertionError: values differ by more than rounding explains, or an inactive one is not 0.
@@ -188,13 +188,13 @@ def evaluated(case: Case, given: Problem) -> Evaluated:
 
 
 def check_dropout(backend: Backend, dtype: FloatType) -> None:
-    """Check dropout: nothing in evaluation; in training the stated share is 0 and the rest scaled.
+    """Check dropout: no effect in evaluation; in training the stated share is 0 and the rest is scaled.
 
-    The share must lie within five standard deviations, examples must be dropped differently, and values kept
+    The share must lie within five standard deviations, examples must be dropped differently, and kept values
     must be x / (1 − rate).
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: one of these conditions does not hold.
     """
     rate, size, batch = 0.25, 500, 8
     net = GraphBuilder(Features(count=size))

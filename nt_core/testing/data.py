@@ -20,7 +20,7 @@ GRID = 0.25
 
 
 def generator(seed: int, key: str) -> np.random.Generator:
-    """Return a generator for one array, so that what it draws does not depend on the other arrays."""
+    """Return a generator for one array, whose random numbers do not depend on the other arrays."""
     return np.random.default_rng([seed, zlib.crc32(key.encode())])
 
 
@@ -30,10 +30,10 @@ def random_values(
     """Draw every array of a layout: no element is 0 and running variances are positive.
 
     Args:
-        layout: what to draw for.
-        seed: another seed, other values.
-        dtype: the float32 values are the float64 ones, rounded.
-        ties: draw multiples of :data:`GRID` from a handful.
+        layout: of the arrays.
+        seed: keys the values.
+        dtype: of the values; float32 values are the rounded float64 values.
+        ties: whether values are a few small multiples of :data:`GRID`.
 
     Returns:
         Arrays by full name.
@@ -65,8 +65,8 @@ def random_input(
 def random_masks(layout: Layout, seed: int) -> dict[str, Mask]:
     """Draw a mask for every weight that may have one, by full name.
 
-    The first is full; the others keep about two thirds, and something of every output, so that activations
-    and gradients still flow and no batch norm has a constant to divide by its deviation.
+    The first mask is full. The others keep about two thirds, and some connections of every output, so that
+    activations and gradients still flow, and no batch norm divides a constant by its deviation.
     """
     masks = {}
     for number, placed in enumerate(layout.sparsifiable):
@@ -90,7 +90,7 @@ def _draw(weight: Weight, draw: np.random.Generator, ties: bool) -> Array:
 
 
 class Blobs:
-    """Three classes of six features that a small network tells apart; a :class:`nt_core.training.Batches`.
+    """Three classes of six features that a small network can learn; a :class:`nt_core.training.Batches`.
 
     Args:
         size: number of examples.

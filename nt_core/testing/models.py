@@ -23,7 +23,7 @@ def perceptron(*, norm: bool = False) -> BlockGraph:
 def skipping() -> BlockGraph:
     """Make a convolutional network in which blocks read the input and blocks far below.
 
-    Wherever it is split, several tensors cross from the backbone to the heads.
+    At any split, several tensors cross from the backbone to the heads.
     """
     net = GraphBuilder(Image(channels=2, height=7, width=5))
     with net.stem() as b:
@@ -103,4 +103,4 @@ MODELS: Mapping[str, Callable[[], BlockGraph]] = MappingProxyType(
         "language_model": language_model,
     }
 )
-"""The models every backend is checked on, beside those its own tests pass."""
+"""Models on which every backend is checked, in addition to the models of its own tests."""

@@ -1,4 +1,4 @@
-"""The reference as a backend: an example of one, and what the suite itself is tested with."""
+"""The reference as a backend, as an example of one and for tests of the suite itself."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nt_core.testing.cases import Case
 
 @dataclass(frozen=True)
 class NumpyBackend:
-    """Answers the verbs of :class:`nt_core.testing.conformance.Backend` in NumPy.
+    """Implementation of :class:`nt_core.testing.conformance.Backend` in NumPy.
 
     Attributes:
-        references: what each op computes; a wrong one makes a backend that the suite must refuse.
+        references: the reference of each op; a wrong reference makes a backend that the suite must refuse.
 
     Example:
         >>> from nt_core.testing import check_gradients, op_cases

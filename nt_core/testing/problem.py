@@ -1,4 +1,4 @@
-"""The arrays of one comparison, drawn so that rounding cannot decide it."""
+"""The arrays of one comparison, drawn so that rounding cannot decide the result."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nt_core.testing.data import generator, random_input, random_values
 FloatType = type[np.float32] | type[np.float64]
 
 MARGIN = 5e-6
-"""How far activations stay from a kink in float32, as a share of the largest in their tensor.
+"""Distance of activations from a kink in float32, as a share of the largest activation in their tensor.
 
-The gradients of ReLU and max pooling jump where an input is 0 or two are equal. A backend whose activations
-differ there by one rounding has another gradient and is right.
+The gradients of ReLU and max pooling jump where an input is 0 or two inputs are equal. A backend whose
+activations differ there by one rounding has another gradient, which is correct nevertheless.
 """
 SPREAD = 0.05
-"""The least deviation of a channel that batch norm divides by in float32, as a share of its largest value."""
+"""Smallest deviation by which batch norm divides in float32, as a share of the channel's largest value."""
 ATTEMPTS = 20
 NOISE, NOISY = 1e-6, 3
 """A relative change of values that is about the rounding of float32 in a long sum; how many are tried."""
@@ -35,7 +35,7 @@ NOISE, NOISY = 1e-6, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """The arrays of one comparison, in the dtype the backend gets.
+    """The arrays of one comparison, in the dtype for the backend.
 
     Attributes:
         values: every weight of the layout by its full name.
@@ -79,10 +79,11 @@ class Problem:
 
 
 def problem(case: Case, dtype: FloatType, masks: Mapping[str, Mask] = MappingProxyType({})) -> Problem:
-    """Draw the values, inputs and upstream gradients of a case; its name is the seed, and masks apply.
+    """Draw the values, inputs and upstream gradients of a case, with its name as seed, under masks.
 
-    In float32, draws again, up to :data:`ATTEMPTS` times, until the draw is clear of what rounding could
-    decide, and takes the clearest if none is. A case with ties is taken as it comes, for its sums are exact.
+    In float32 the draw is repeated, up to :data:`ATTEMPTS` times, until rounding cannot decide the comparison
+    (see :func:`clearance`). If no draw is clear, the clearest is taken. The first draw of a case with ties is
+    taken, because its sums are exact.
     """
     seed = zlib.crc32(case.name.encode())
     best, most = _draw(case, seed, dtype, masks), -1.0
@@ -99,10 +100,10 @@ def problem(case: Case, dtype: FloatType, masks: Mapping[str, Mask] = MappingPro
 
 
 def clearance(case: Case, drawn: Problem) -> float:
-    """Return how clear a training pass is of what rounding could decide; 1 or more is clear.
+    """Return the clearance of a training pass from decisions by rounding; 1 or more is clear.
 
-    The least that was found, as a share of what :data:`MARGIN` and :data:`SPREAD` ask for; infinite where
-    nothing is at risk. Exact ties are left out: they come from equal numbers, in every backend.
+    The clearance is the smallest distance found, as a share of :data:`MARGIN` or :data:`SPREAD`, and infinite
+    where there are no kinks. Exact ties are left out, because they come from equal numbers in every backend.
     """
     found = [math.inf]
 

@@ -1,4 +1,4 @@
-"""Trainings that are interrupted and gone on with: what any backend must give, to the bit."""
+"""Check that interrupted and resumed trainings give the same results, bit for bit, in any backend."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RECORDED = ("update", "epoch", "skipped", "member")
 
 
 class Watched(States):
-    """States that also remember the last one."""
+    """States that also remember the last state."""
 
     def __init__(self, folder: str | Path, **settings: Any) -> None:
         super().__init__(folder, **settings)
         self.last: list[State] = []
 
     def of(self, turn: EnsembleSpec) -> Watched:
-        """Return a turn's, which remember with the whole's."""
+        """Return the states of a turn, which share the memory of the whole training's states."""
         found = super().of(turn)
         watched = Watched(found.folder, every=self.every, stopping=self.stopping)
         watched.last = self.last
@@ -40,14 +40,14 @@ class Watched(States):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a training came to.
+    """Results of a training.
 
     Attributes:
         checkpoint: of the trained model.
-        state: the last: model, optimiser, topology, random numbers.
-        history: what was reported, without times.
+        state: the last state: model, optimiser, topology, random numbers.
+        history: the reported events, without times.
         metrics: on the test set.
-        starts: how often it was begun or gone on with.
+        starts: number of starts, the first and each resumption.
     """
 
     checkpoint: Checkpoint
@@ -68,17 +68,17 @@ def train_in_pieces(
     data: Batches | None = None,
     test: Batches | None = None,
 ) -> Outcome:
-    """Train, and stop and go on after each of some steps, counted over all turns.
+    """Train, with a stop and a resumption after each of some steps, counted over all turns.
 
     Args:
-        train: a backend's.
-        checkpoint: the same backend's.
-        spec: what is trained.
+        train: of a backend.
+        checkpoint: of the same backend.
+        spec: of the ensemble.
         training: the recipe.
         folder: for states.
-        stops: ascending; none: at one go.
-        data: what is trained on; None: :class:`Blobs`.
-        test: what is tested on; None: others of them.
+        stops: steps at which training stops, ascending; none: no interruption.
+        data: the training data; None: :class:`Blobs`.
+        test: the test data; None: other :class:`Blobs`.
     """
     ahead, taken = list(stops), 0
     history: list[dict[str, Any]] = []
@@ -119,10 +119,10 @@ def train_in_pieces(
 
 
 def expect_same(found: Any, wanted: Any, path: str = "") -> None:
-    """Raise unless two trees of arrays, numbers and text are the same, bit for bit; ``seconds`` aside.
+    """Check that two trees of arrays, numbers and text are the same, bit for bit, except ``seconds``.
 
     Raises:
-        AssertionError: naming the first place that differs.
+        AssertionError: the trees differ; the message names the first place.
     """
     if isinstance(wanted, Mapping):
         assert found.keys() == wanted.keys(), (path, found.keys() ^ wanted.keys())
@@ -141,7 +141,7 @@ def expect_same(found: Any, wanted: Any, path: str = "") -> None:
 
 
 def expect_same_outcome(found: Outcome, wanted: Outcome) -> None:
-    """Raise unless two trainings came to the same, bit for bit."""
+    """Check that two trainings have the same results, bit for bit."""
     expect_same(found.history, wanted.history, "history")
     expect_same(found.metrics, wanted.metrics, "metrics")
     expect_same(found.state, wanted.state, "state")

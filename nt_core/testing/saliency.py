@@ -1,4 +1,4 @@
-"""What pruning at initialisation reads of one batch, by the NumPy reference: the truth for backends."""
+"""Gradients of one batch for pruning at initialisation, by the NumPy reference, for tests of backends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nt_core.testing.models import MODELS
 from nt_core.topology import AnySaliency, Grasp, PruneAtInit, expect_prunable
 
 STEP = 1e-5
-"""The length of the step to either side whose gradients are compared to find the Hessian's product."""
+"""Length of the step to either side in the central difference for the Hessian-gradient product."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyCase:
-    """One comparison: two heads on a backbone.
+    """One comparison of gradients, on two heads with a backbone.
 
     Attributes:
         spec: with the topology ``PruneAtInit``.
@@ -53,7 +53,7 @@ def saliency_case(model: str, criterion: AnySaliency, *, examples: int = 6) -> S
 
 
 def reference_gradients(case: SaliencyCase) -> dict[str, Array]:
-    """Return what the case's criterion reads: g, or H·g by central differences of g, by full name."""
+    """Return the gradients for the case's criterion: g, or H·g by central differences of g, by full name."""
     values, direction = case.values, gradients_at(case, case.values)
     if not isinstance(_criterion(case), Grasp):
         return direction
@@ -66,7 +66,7 @@ def reference_gradients(case: SaliencyCase) -> dict[str, Array]:
 
 
 def gradients_at(case: SaliencyCase, values: dict[str, Array]) -> dict[str, Array]:
-    """Return the gradient g by the sparsifiable weights, at other values than the case's own."""
+    """Return the gradient g with respect to the sparsifiable weights, at given values."""
     spec, criterion = case.spec, _criterion(case)
     temperature = criterion.temperature if isinstance(criterion, Grasp) else 1.0
     logits = forward(spec.layout, values, case.inputs, training=True) / temperature

@@ -1,4 +1,4 @@
-"""Batches that are not finite: a training that passes them over comes to what one without them comes to."""
+"""Check that a training which skips batches that are not finite equals a training without these batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nt_core.training import OneRun, Trained, Training
 
 
 def spoilt(size: int, rows: Collection[int], value: float = np.nan) -> Blobs:
-    """Return examples, always in the same order, some of which have features that nothing can be learnt from.
+    """Return examples in a fixed order, in some of which the features are NaN or infinite.
 
     Example:
         >>> np.isnan(spoilt(3, [1]).inputs[:, 0])
@@ -28,7 +28,7 @@ def spoilt(size: int, rows: Collection[int], value: float = np.nan) -> Blobs:
 
 
 def without(data: Blobs, rows: Collection[int], batch_size: int) -> Blobs:
-    """Return the same without the batches that some rows are in.
+    """Return the examples without the batches that contain some rows.
 
     Example:
         >>> len(without(spoilt(10, [4]), [4], batch_size=3))
@@ -53,25 +53,25 @@ def expect_no_trace(
     value: float = np.nan,
     stops: Collection[int] = (),
 ) -> Outcome:
-    """Train one epoch with batches that are passed over, and one without them.
+    """Train one epoch with batches that are skipped, and one without them, and compare the results.
 
     Args:
-        train: a backend's.
-        checkpoint: the same backend's.
-        spec: what is trained.
-        training: the recipe, which says to pass them over.
+        train: of a backend.
+        checkpoint: of the same backend.
+        spec: of the ensemble.
+        training: the recipe, with ``non_finite="skip"``.
         folder: for states.
-        size: examples.
-        rows: those that are spoilt; a batch must be left.
-        value: what they hold.
-        stops: steps after which the first training is stopped and gone on with.
+        size: number of examples.
+        rows: rows of the spoilt examples; at least one batch must have none.
+        value: of the spoilt features.
+        stops: steps after which the first training is stopped and resumed.
 
     Returns:
-        What the first came to.
+        The results of the first training.
 
     Raises:
         AssertionError: a value, mask, variable of the optimiser, event, loss or metric differs in a bit; or
-            the count is not the number of batches that were passed over.
+            the count is not the number of skipped batches.
     """
     spoiling = spoilt(size, rows, value)
     clean = without(spoiling, rows, training.batch_size)

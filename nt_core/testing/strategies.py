@@ -1,6 +1,6 @@
-"""Hypothesis strategies: block graphs, structures, masks and arrays of any kind the package must bear.
+"""Hypothesis strategies: block graphs, structures, masks and arrays of any kind that the package accepts.
 
-Tests import this; the core never does, for Hypothesis is no dependency of it.
+Only tests import this module, because the core does not depend on Hypothesis.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def perceptrons(draw: st.DrawFn) -> BlockGraph:
 def conv_nets(draw: st.DrawFn) -> BlockGraph:
     """Draw small convolutional networks.
 
-    Images are of any proportions; blocks convolve (kernels to 3 × 3, strides to 2, groups, asymmetric
-    padding), pool, add what they read or concatenate a tensor of the same size from far below.
+    Images are of any proportions. Blocks convolve (kernels to 3 × 3, strides to 2, groups, asymmetric
+    padding), pool, add their input, or concatenate a tensor of the same size from far below.
     """
     net = GraphBuilder(
         Image(channels=draw(st.integers(1, 3)), height=draw(st.integers(1, 7)), width=draw(st.integers(1, 7)))
@@ -154,7 +154,7 @@ def weight_shapes() -> st.SearchStrategy[Shape]:
 
 @st.composite
 def masks(draw: st.DrawFn, shape: Shape | None = None) -> Mask:
-    """Draw a mask of one shape, or of any; from nothing to everything active."""
+    """Draw a mask of a given shape, or of any shape, with any number of active elements."""
     shape = draw(weight_shapes()) if shape is None else shape
     size = math.prod(shape)
     count = draw(st.one_of(st.sampled_from([0, min(1, size), size]), st.integers(0, size)))
@@ -178,7 +178,7 @@ def _maybe_norm(draw: st.DrawFn, b: BlockWriter, x: Tensor) -> Tensor:
 
 
 def _convolution(draw: st.DrawFn, b: BlockWriter, x: Tensor) -> Tensor:
-    """Convolve; every other time so that the shape stays, for sums and concatenations to have partners."""
+    """Convolve; every other time the shape is kept, so that sums and concatenations find partners."""
     channels, height, width = x.shape
     groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
     bias = draw(st.booleans())
@@ -200,7 +200,7 @@ def _side(draw: st.DrawFn, size: int, kernel: int) -> tuple[int, int]:
 
 
 def _joined(draw: st.DrawFn, b: BlockWriter, h: Tensor, earlier: list[Tensor]) -> Tensor:
-    """Add or concatenate an earlier tensor that fits, if there is one and it is drawn."""
+    """Add or concatenate an earlier tensor that fits, if there is one and the draw says so."""
     alike = [t for t in earlier if t.shape == h.shape]
     beside = [t for t in earlier if t.shape[1:] == h.shape[1:]]
     how = draw(

@@ -1,4 +1,4 @@
-"""Check that a backend's own selection and randomness choose what NumPy chooses."""
+"""Check that topology updates on a backend's arrays make the same selections as NumPy."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def check_update(
     """Compare one update on a backend's arrays with NumPy's.
 
     Args:
-        arrays: the backend's.
-        topology: what to update by.
-        layers: NumPy's.
-        put: makes the backend's array of NumPy's.
-        get: the way back.
-        step: optimiser steps taken.
+        arrays: array functions of the backend.
+        topology: of the update.
+        layers: NumPy arrays.
+        put: NumPy array → the backend's array.
+        get: the backend's array → NumPy array.
+        step: number of optimiser steps taken.
         total_steps: of the whole training.
         seed: of the run's randomness.
 
     Raises:
-        AssertionError: another choice, in any position.
+        AssertionError: the selections differ in any position.
     """
     targets = {layer.name: layer.active.size // 2 for layer in layers}
     theirs = [

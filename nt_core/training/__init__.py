@@ -1,7 +1,7 @@
-"""Training as it is declared: the recipe (optimiser, learning rate, data) and the plan of its phases.
+"""Declaration of a training: the recipe (optimiser, learning rate, data) and the plan of its phases.
 
-In go fields of a spec file; out come values that every backend's trainer reads, and the batches that members
-train on. It imports ``structure``, ``metrics``, and the ground.
+Input: fields of a spec file. Output: values that every backend's trainer reads, and the members' training
+batches. This room imports ``structure``, ``metrics``, and the ground (``values``, ``errors``, ``random``).
 """
 
 from nt_core.training.plan import AnyPlan, ExploreRefine, OneRun, Phase, Ratio, Timeline, longest_of

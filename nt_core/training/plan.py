@@ -1,4 +1,4 @@
-"""Plans: how the time of a training is spent, as phases that a trainer passes through."""
+"""Plans: the length of a training and its phases."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ONCE: Final = Ratio(1)
 
 
 class Phase(Value):
-    """A stretch of a training.
+    """A phase of a training.
 
     Attributes:
-        steps: optimiser steps.
+        steps: number of optimiser steps.
         factors: on the optimiser's learning rate, each for an equal share of the phase; none: the recipe's
             own schedule over the whole training.
-        escape: the drop fraction of the prune-and-grow that follows its last step, once a member was saved;
-            None: nothing follows.
+        escape: drop fraction of the prune-and-grow after the phase's last step, once a member was saved;
+            None: no prune-and-grow.
     """
 
     steps: Count
@@ -37,7 +37,7 @@ class Phase(Value):
 
 
 class Timeline(Value):
-    """A whole training, phase by phase; what a trainer needs to know of a plan.
+    """Phases of a whole training, as a trainer reads them from a plan.
 
     Example:
         >>> timeline = Timeline(phases=(Phase(steps=4, factors=(1,)), Phase(steps=2, factors=(0.1, 0.01))))
@@ -54,20 +54,19 @@ class Timeline(Value):
 
     @property
     def escapes(self) -> Mapping[int, float]:
-        """Steps (counted from 1) that an escape follows, and its drop fraction."""
+        """Steps (counted from 1) that are followed by an escape → drop fraction of the escape."""
         ends = [sum(phase.steps for phase in self.phases[: i + 1]) for i in range(len(self.phases))]
         pairs = zip(ends, self.phases, strict=True)
         return {end: phase.escape for end, phase in pairs if phase.escape is not None}
 
     def member_after(self, step: int) -> int:
-        """Return the number, from 1, of the member that is left by the escape after ``step``."""
+        """Return the number, from 1, of the member that is saved before the escape after ``step``."""
         return sorted(self.escapes).index(step) + 1
 
     def factor(self, learning_rate: LearningRate, step: int) -> float:
         """Return the factor on the learning rate for the optimiser step ``step``, counted from 0.
 
-        Where a phase has factors of its own, the recipe's warm-up still holds; the rest of its schedule does
-        not.
+        Where a phase has factors of its own, only the warm-up of the recipe's schedule is applied.
         """
         into = step
         for phase in self.phases:
@@ -81,12 +80,12 @@ class Timeline(Value):
 
 
 class Plan(Value, ABC):
-    """How long a training takes.
+    """Length of a training.
 
     Attributes:
-        epochs: passes over the data, or
-        steps: optimiser steps.
-        extend: what either is multiplied by, at most 1/(1 − S) (see :func:`longest`); ``auto``: exactly that.
+        epochs: number of passes over the data, or
+        steps: number of optimiser steps.
+        extend: factor on the length, at most 1/(1 − S) (see :func:`longest_of`); ``auto``: exactly 1/(1 − S).
     """
 
     epochs: Positive | None = None
@@ -107,10 +106,10 @@ class Plan(Value, ABC):
 
         Args:
             steps_per_epoch: of the data at the recipe's batch size.
-            limit: the most that ``extend`` may be, and what ``auto`` means.
+            limit: largest value of ``extend``, and the value of ``auto``.
 
         Raises:
-            SpecError: neither epochs nor steps are given, or it is extended too far.
+            SpecError: neither epochs nor steps are given, or ``extend`` exceeds the limit.
 
         Example:
             >>> OneRun(epochs=2.5).total_steps(steps_per_epoch=10)
@@ -124,7 +123,7 @@ class Plan(Value, ABC):
         """Return ``extend`` as an exact number.
 
         Raises:
-            SpecError: it is above the limit.
+            SpecError: ``extend`` exceeds the limit.
         """
         if self.extend == "auto":
             return limit
@@ -159,11 +158,11 @@ class OneRun(Plan):
     """One training from start to end.
 
     Attributes:
-        epochs: passes over the data, or
-        steps: optimiser steps; both may be left out where the caller's own loop decides.
+        epochs: number of passes over the data, or
+        steps: number of optimiser steps; both may be left out where the caller's own loop sets the length.
         extend: see :class:`Plan`.
-        at_once: how many independent members are trained at a time, one group after another, each saved when
-            it is done; None: all together. Every member comes out as if all were trained together.
+        at_once: number of independent members that are trained at a time, one group after another, each saved
+            at its end; None: all together. The results are the same as if all were trained together.
     """
 
     kind: Literal["one_run"] = "one_run"
@@ -176,18 +175,18 @@ class OneRun(Plan):
 class ExploreRefine(Plan):
     """EDST: one sparse network explores, then becomes one member after another (arXiv 2106.14568, §3.2).
 
-    Exploration yields no member. Each refinement ends in a saved member; one large prune-and-grow then takes
-    the network away from it, the learning rate goes back up, and the next refinement begins. The topology's
-    own updates go on all the time; their schedule spans the whole training.
+    Exploration yields no member. Each refinement ends with a saved member. One large prune-and-grow (escape)
+    then moves the network away from this member, the learning rate is raised again, and the next refinement
+    begins. The topology's own updates continue throughout, on a schedule over the whole training.
 
     Attributes:
         epochs: of the whole training, or
-        steps: of the whole; then ``explore`` and ``refine`` are proportions; None: both are epochs.
+        steps: of the whole training; then ``explore`` and ``refine`` are proportions; None: both are epochs.
         extend: see :class:`Plan`.
         explore: length of the exploration, at the optimiser's learning rate.
         refine: length of each refinement.
         members: M, at least 2.
-        escape: the drop fraction between members, above 0 and at most 1.
+        escape: drop fraction of the prune-and-grow between members, above 0 and at most 1.
         rates: factors on the learning rate in the equal parts of a refinement.
     """
 
@@ -202,7 +201,7 @@ class ExploreRefine(Plan):
         return self.explore + self.members * self.refine if self.epochs is None else self.epochs
 
     def timeline(self, steps_per_epoch: int, limit: Ratio = ONCE) -> Timeline:
-        """Return the phases: exploration, then M refinements; ends are rounded to whole steps.
+        """Return the phases: exploration, then M refinements, with ends rounded to whole steps.
 
         Raises:
             SpecError: there are too few steps.
@@ -232,11 +231,11 @@ def _one_run(value: Any) -> Any:
 
 _Plans = Annotated[OneRun | ExploreRefine, Field(discriminator="kind")]
 AnyPlan = Annotated[_Plans, BeforeValidator(_one_run)]
-"""Any plan; in a file one without a kind is ``one_run``."""
+"""Any plan; in a file, a plan without a kind is ``one_run``."""
 
 
 def longest_of(sparsity: float) -> Ratio:
-    """Return 1/(1 − S), by which sparse training may be prolonged (arXiv 2505.17909, §4), as an exact number.
+    """Return 1/(1 − S) exactly, the largest extension of sparse training (arXiv 2505.17909, §4).
 
     Example:
         >>> longest_of(0.8)
@@ -246,5 +245,5 @@ def longest_of(sparsity: float) -> Ratio:
 
 
 def _exact(number: float) -> Ratio:
-    """Take a number as it is written: 0.8 is 4/5."""
+    """Return a number as the exact fraction of its decimal notation: 0.8 is 4/5."""
     return Ratio(repr(float(number)))

@@ -1,4 +1,4 @@
-"""How a spec is trained and on what: the recipe, the same for every backend."""
+"""Recipe and data of a training, the same for every backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Model = TypeVar("Model", covariant=True)
 Report = Callable[[Mapping[str, Any]], None]
-"""Receives what happens in a training, as plain records with an ``event``."""
+"""Function that receives the events of a training, as plain records with an ``event``."""
 
 
 class SGD(Value):
@@ -60,14 +60,14 @@ AnyOptimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="kind")]
 
 
 class LearningRate(Value):
-    """How the learning rate changes: a factor on the optimiser's.
+    """Schedule of the learning rate, as a factor on the optimiser's learning rate.
 
     Attributes:
         schedule: ``constant``; ``cosine`` down to ``final``; ``steps``: ×``factor`` at each milestone.
-        warmup: share of training in which it rises linearly from 0.
+        warmup: share of training in which the learning rate rises linearly from 0.
         final: the last factor of the cosine.
         milestones: shares of training.
-        factor: what each milestone multiplies by.
+        factor: applied at each milestone.
     """
 
     schedule: Literal["constant", "cosine", "steps"] = "cosine"
@@ -109,18 +109,18 @@ class LearningRate(Value):
 
 
 class Training(Value):
-    """The recipe.
+    """Recipe of a training.
 
     Attributes:
-        optimizer: which, and its hyperparameters.
-        learning_rate: its schedule.
+        optimizer: kind and hyperparameters of the optimiser.
+        learning_rate: schedule of the learning rate.
         batch_size: examples per optimiser step.
         accumulation: micro-batches into which a step's examples are cut.
         clip_norm: the largest norm of the active weights' gradient; None: no limit.
         precision: of forward and backward; weights and optimiser state stay float32.
-        non_finite: what to do if a step's loss or gradient is NaN or infinite: ``stop`` with an error that
-            names the first such weight, before anything changes; ``skip`` its batch, which is counted.
-        deterministic: the same seed on the same machine gives the same run, bit for bit.
+        non_finite: reaction to a loss or gradient that is NaN or infinite: ``stop`` with an error that names
+            the first such weight, before anything changes; ``skip`` the batch, which is counted.
+        deterministic: whether the same seed on the same machine gives the same run, bit for bit.
     """
 
     optimizer: AnyOptimizer = SGD()
@@ -143,15 +143,16 @@ class Training(Value):
 
 
 class Text(Value):
-    """How text becomes sequences of tokens, for graphs that read tokens.
+    """Conversion of text to sequences of tokens, for graphs that read tokens.
 
     Attributes:
         tokenizer: ``bytes``; a ``tokenizer.json``; or a folder or a name on the hub, for ``transformers``.
-        held_out: share of the text that is tested on and not trained on; 0: a stream's split ``data.test``.
-        column: of a dataset, which holds the text.
-        subset: of a dataset on the hub that has several, ``en`` of ``allenai/c4`` say.
-        shuffle_buffer: sequences of a stream among which the next is drawn.
-        test_sequences: the most that a stream is tested on.
+        held_out: share of the text for tests, held out of training; 0: tests use a stream's split
+            ``data.test``.
+        column: name of a dataset's column of text.
+        subset: name of a subset, for a dataset on the hub that has several, ``en`` of ``allenai/c4`` say.
+        shuffle_buffer: number of a stream's sequences among which the next is drawn.
+        test_sequences: largest number of a stream's test sequences.
     """
 
     tokenizer: str = "bytes"
@@ -163,19 +164,19 @@ class Text(Value):
 
 
 class Data(Value):
-    """What is trained on.
+    """Training and test data.
 
     Attributes:
-        source: ``digits`` (the 1,797 handwritten digits that scikit-learn carries), a name on the Hugging
-            Face hub, a folder, or ``text:PATH``, a text file or a folder of them. A graph that reads tokens
-            takes what the hub or a folder holds as a stream.
+        source: ``digits`` (the 1,797 handwritten digits of scikit-learn), a name on the Hugging Face hub, a
+            folder, or ``text:PATH``, a text file or a folder of text files. A graph that reads tokens
+            reads a dataset of the hub or of a folder as a stream.
         train: the split to train on.
         test: the split to evaluate on.
-        image: the column of images; None: the only one there is.
-        label: the column of labels; None: the only one there is.
+        image: the column of images; None: the only such column.
+        label: the column of labels; None: the only such column.
         augment: ``none``; ``crop``: pad by an eighth of the size and crop at random; ``flip_crop``: mirror at
             random too.
-        text: how text becomes sequences of tokens.
+        text: conversion of text to sequences of tokens.
     """
 
     source: str = "digits"
@@ -188,7 +189,7 @@ class Data(Value):
 
 
 class Batches(Protocol):
-    """A dataset as a trainer reads it; the same order and augmentation for every backend."""
+    """Protocol of a dataset for a trainer, with the same order and augmentation for every backend."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -198,9 +199,10 @@ class Batches(Protocol):
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Yield (inputs (B, *shape), labels (B, …)); the last batch may be smaller.
 
-        Training sets shuffle by (seed, number); test sets do not. A stream, which has no end, calls a part of
-        it an epoch: epoch 1 is its beginning, each other one goes on where the last ended. ``first`` batches
-        are left out: a training that goes on has seen them.
+        Training sets shuffle by (seed, number); test sets do not. An epoch of a stream, which has no end, is
+        a
+        part of it: epoch 1 is the stream's beginning, and each other epoch follows the one before. The first
+        ``first`` batches are left out, because a resumed training has used them already.
         """
 
 
@@ -208,7 +210,7 @@ def first_examples(data: Batches, count: int) -> tuple[NDArray[Any], NDArray[np.
     """Return the first examples of a training set, in the order of its first epoch.
 
     Raises:
-        DataError: there are none.
+        DataError: the set is empty.
     """
     for inputs, labels in data.epoch(1, count):
         return inputs, labels
@@ -216,13 +218,13 @@ def first_examples(data: Batches, count: int) -> tuple[NDArray[Any], NDArray[np.
 
 
 class MemberBatch(NamedTuple):
-    """What members train on at once.
+    """Batch of members, or a process's share of it.
 
     Attributes:
         inputs: (rows, *shape).
         labels: (rows, …).
-        examples: of the whole batch, whatever share of its rows this is.
-        part: the share of its rows that these are.
+        examples: number of examples of the whole batch, of which this may be a share.
+        part: share of the whole batch's rows.
     """
 
     inputs: NDArray[Any]
@@ -233,11 +235,11 @@ class MemberBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """A process's share of every batch: consecutive rows.
+    """A process's share of every batch, which is consecutive rows.
 
     Attributes:
         index: of the process, from 0.
-        of: how many processes there are.
+        of: number of processes.
     """
 
     index: int = 0
@@ -266,14 +268,14 @@ def member_batches(
     """Yield an epoch's batches as a structure's members train on them.
 
     Args:
-        structure: says which rows of a batch each member gets.
-        data: what is trained on.
+        structure: determines the rows of a batch for each member.
+        data: the training data.
         number: of the epoch, from 1.
-        batch_size: examples at a time.
+        batch_size: number of examples in a batch.
         seed: keys the choice of rows.
-        first: batches to leave out at the beginning.
-        share: which of each batch's rows are wanted: of each member's, as many. Where there are none, one
-            that does not count stands in.
+        first: number of batches to leave out at the beginning.
+        share: of each batch's rows for this process, as many of each member. An empty share is replaced by
+            one row for each member, with ``part`` 0.
     """
     for call, (inputs, labels) in enumerate(data.epoch(number, batch_size, first), start=first):
         stream = Random(seed).at(weight=f"epoch {number}", step=call, purpose="member rows")
@@ -292,12 +294,12 @@ class Trained(Generic[Model]):
     """A finished training.
 
     Attributes:
-        model: the trained one, of the backend that trained it.
-        steps: optimiser steps taken.
-        examples: training examples seen.
-        seconds: of training, evaluation between epochs aside.
+        model: the trained model, of the backend that trained it.
+        steps: number of optimiser steps taken.
+        examples: number of training examples seen.
+        seconds: of training, without evaluation between epochs.
         metrics: on the test set, if there was one.
-        skipped: batches that were passed over, because a loss or gradient was not finite.
+        skipped: number of skipped batches, whose loss or gradient was not finite.
     """
 
     model: Model

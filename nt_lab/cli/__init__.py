@@ -1,5 +1,5 @@
 """The command line ``nt``: one file for each group of commands.
 
-In go arguments, out come calls of the other rooms and what is printed of their results. It imports every
-other room, each inside the function that needs it, so that help answers at once.
+Input: arguments. Output: calls of the other rooms, and their printed results. Every other room is imported
+inside the function that needs it, so that help answers at once.
 """

@@ -1,4 +1,4 @@
-"""Commands that measure finished runs, and that make many: evaluate, compare, sweep, history."""
+"""Commands that measure finished runs, and that train many: evaluate, compare, sweep, history."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def evaluate(
     ] = False,
     severities: Annotated[str, typer.Option(help="Of corruptions, from 1 to 5.")] = "1,2,3,4,5",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many examples of each dataset, evenly spaced.")
+        int | None, typer.Option(min=1, help="Largest number of examples of each dataset, evenly spaced.")
     ] = None,
     backend: BackendOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a run on its test split, or on that of another dataset. Nothing is written."""
+    """Evaluate a run on its test split, or on the test split of another dataset. Nothing is written."""
     console.quiet_libraries()
     from nt_lab import tables
     from nt_lab.data import limited
@@ -96,7 +96,7 @@ def compare(
     as_json: JsonOption = False,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
 ) -> None:
-    """Show runs side by side."""
+    """Compare the metrics and costs of runs in one table."""
     from nt_lab import tables
     from nt_lab.runs.folder import RunFolder, flat, row, write_csv
 
@@ -123,7 +123,7 @@ def sweep(
     values: Annotated[
         list[str] | None, typer.Option(help="The values of a field: 0.8,0.9. One for each --over.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Every point is run with each: 0,1,2.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds of every point of the grid: 0,1,2.")] = "0",
     preset: PresetOption = None,
     overrides: SetOption = None,
     backend: BackendOption = None,
@@ -131,18 +131,18 @@ def sweep(
     device: DeviceOption = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; 1 if left out.")] = None,
     runner: Annotated[
-        str, typer.Option(help="What starts the runs: processes on this machine (local), or Ray Tune (ray).")
+        str, typer.Option(help="Starter of the runs: processes on this machine (local), or Ray Tune (ray).")
     ] = "local",
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that each run reserves, with --runner ray.")] = 0.0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The sweep's folder; sweeps/NAME if left out.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Run anew what lies there from another spec.")
+        bool, typer.Option("--overwrite", help="Train anew the runs there of another spec.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a grid of specs, each in its own process and folder; go on where it was stopped."""
+    """Train a grid of specs, each in its own process and folder; a stopped sweep is resumed."""
     from nt_lab.sweeps import run as sweep_run
 
     asked = sweep_run.Sweep(
@@ -182,11 +182,11 @@ def history(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the plot goes, without .png; RUN/history if left out."),
+        typer.Option(metavar="FILE", help="Path of the plot, without .png; RUN/history if left out."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw accuracy and disagreement over a training, and what topology updates did."""
+    """Draw accuracy, disagreement and the figures of topology updates over a training."""
     from nt_lab.runs.folder import RunFolder
 
     histories = {str(run): RunFolder(run).history() for run in runs}

@@ -1,4 +1,4 @@
-"""The command line ``nt``. Commands import what they need themselves, so that help answers at once."""
+"""The command line ``nt``. Each command imports its own modules, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXIT_USER_ERROR = 2
 
 
 class Commands(TyperGroup):
-    """Shows a user's mistake as one panel on stderr, exit code 2."""
+    """Group of commands that shows a user's mistake as one panel on stderr, exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -76,7 +76,7 @@ def options(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", envvar="NT_TRACEBACK", help="Show where an error comes from.")
+        bool, typer.Option("--traceback", envvar="NT_TRACEBACK", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
     """Sparse multi-head ensembles: describe, train, evaluate, compare, serve."""
@@ -93,13 +93,13 @@ def describe(
         bool, typer.Option("--all", help="List every head, also where they are alike.")
     ] = False,
     examples: Annotated[
-        float | None, typer.Option(min=0, help="Add up training FLOPs over so many examples.")
+        float | None, typer.Option(min=0, help="Number of examples over which training FLOPs are summed.")
     ] = None,
     tokens: Annotated[
-        float | None, typer.Option(min=0, help="The same, over so many tokens of a language model.")
+        float | None, typer.Option(min=0, help="The same in tokens, for a language model.")
     ] = None,
 ) -> None:
-    """Show what a spec declares: blocks, weights, split, cost."""
+    """Show the ensemble of a spec: blocks, weights, split, cost."""
     from nt_core.cost import cost
 
     run, ensemble = _read(spec, overrides or [], preset)
@@ -129,7 +129,7 @@ def papers_cost(
     as_json: JsonOption = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
-    """Show what the methods of the papers cost, from their graphs alone."""
+    """Show the cost of the papers' methods, from their graphs alone."""
     from dataclasses import asdict
 
     from nt_lab.papers import costs as papers
@@ -172,7 +172,7 @@ def train(
     ] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with what was interrupted in this folder, as it was begun."),
+        typer.Option(metavar="RUN", help="Resume the interrupted run in this folder with its own options."),
     ] = None,
     save_every: Annotated[
         int | None,
@@ -193,9 +193,9 @@ def train(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a spec and keep the run in a folder; what was interrupted there is gone on with.
+    """Train a spec and keep the run in a folder; an interrupted run there is resumed.
 
-    Ctrl-C and SIGTERM save the state and stop; a second one stops at once.
+    Ctrl-C and SIGTERM save the state and stop; a second signal stops at once.
     """
     from nt_core import Tokens
     from nt_core.errors import NeuroTrailsError
@@ -263,7 +263,7 @@ for _command in (
 
 @app.command()
 def presets() -> None:
-    """List the presets: names for a combination of choices."""
+    """List the presets, which are names for combinations of choices."""
     from rich.table import Table
 
     from nt_core import PRESETS
@@ -290,10 +290,10 @@ def _read(spec: str, overrides: Sequence[str], preset: str | None) -> tuple[RunS
 
 
 def _expect_alone(**given: Any) -> None:
-    """Raise if anything of what a run was begun with is given again.
+    """Check that no option of the interrupted run is given again.
 
     Raises:
-        NeuroTrailsError: naming the first.
+        NeuroTrailsError: an option is given; the message names the first.
     """
     from nt_core.errors import NeuroTrailsError
 
@@ -306,18 +306,18 @@ def _expect_alone(**given: Any) -> None:
 
 
 def _plan(epochs: float | None, steps: int | None) -> dict[str, Any]:
-    """Replace whichever of epochs and steps the file gives; giving both is the spec's error to report."""
+    """Return overrides of the plan's epochs and steps; the spec reports an error if both are given."""
     return {} if epochs is None and steps is None else {"plan": {"epochs": epochs, "steps": steps}}
 
 
 def _execution(heads: str | None, activation_checkpointing: bool) -> Mapping[str, Any] | None:
-    """Return how it shall be computed; None: nothing was asked for."""
+    """Return the wanted execution options; None: the backend's defaults."""
     asked = {} if heads is None else {"heads": heads}
     return asked | ({"activation_checkpointing": True} if activation_checkpointing else {}) or None
 
 
 def _examples(figures: Cost, examples: float | None, tokens: float | None) -> float | None:
-    """Return over how many examples training FLOPs are added up."""
+    """Return the number of examples over which training FLOPs are summed; None: of one example only."""
     from nt_core.errors import NeuroTrailsError
 
     if examples is not None and tokens is not None:

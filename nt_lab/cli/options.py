@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SpecArgument = Annotated[
     ),
 ]
 PresetOption = Annotated[
-    str | None, typer.Option(help="The preset of an architecture, or instead of a file's own.")
+    str | None, typer.Option(help="Preset of an architecture, or replacement of a file's preset.")
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 SetOption = Annotated[
@@ -23,11 +23,11 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field: topology.sparsity=0.9. Repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default the best there is.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default the best device.")]
 BackendOption = Annotated[
     str | None, typer.Option(help="torch or keras; by default the first of them that is installed.")
 ]
-EngineOption = Annotated[str | None, typer.Option(help="What Keras computes with: tensorflow, jax or torch.")]
+EngineOption = Annotated[str | None, typer.Option(help="Engine of Keras: tensorflow, jax or torch.")]
 DataOption = Annotated[
     str | None, typer.Option(help="digits, text:PATH, a folder, or a dataset's name on the hub.")
 ]

@@ -1,4 +1,4 @@
-"""The command that tells what each of many processes would hold and send: scale."""
+"""The command ``nt scale``: memory and communication volume of each of many processes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from nt_lab.cli.options import JsonOption, PresetOption, SetOption, SpecArgument
 
 
 class Wrapping(StrEnum):
-    """How processes share a model."""
+    """Wrapping: the way in which processes share a model."""
 
     ddp = "ddp"
     fsdp2 = "fsdp2"
 
 
 class Gathered(StrEnum):
-    """What FSDP2 makes whole at a time."""
+    """Units that FSDP2 gathers at a time."""
 
     parts = "parts"
     blocks = "blocks"
 
 
 class Numbers(StrEnum):
-    """What is kept and computed with."""
+    """Precision of the weights and of the arithmetic."""
 
     float32 = "float32"
     mixed = "mixed"
@@ -38,21 +38,22 @@ def scale(
     preset: PresetOption = None,
     overrides: SetOption = None,
     ranks: Annotated[
-        str, typer.Option(help="Processes, one for each device; several, comma-separated.")
+        str, typer.Option(help="Numbers of processes, one process for each device, comma-separated.")
     ] = "8",
     wrap: Annotated[Wrapping | None, typer.Option(help="One wrapping; both if left out.")] = None,
     units: Annotated[
-        Gathered, typer.Option(help="What FSDP2 gathers at a time: backbone and heads, or their blocks.")
+        Gathered,
+        typer.Option(help="Units that FSDP2 gathers at a time: backbone and heads, or their blocks."),
     ] = Gathered.blocks,
     dtype: Annotated[
         Numbers | None,
-        typer.Option(help="mixed: float32 weights, bfloat16 arithmetic. By default what the spec trains in."),
+        typer.Option(help="mixed: float32 weights, bfloat16 arithmetic. By default the spec's precision."),
     ] = None,
-    memory: Annotated[float, typer.Option(min=0, help="Of one device, in GB.")] = 80,
+    memory: Annotated[float, typer.Option(min=0, help="Memory of one device, in GB.")] = 80,
     as_json: JsonOption = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
 ) -> None:
-    """Show what each of many processes would hold and send to train a spec in PyTorch, by arithmetic."""
+    """Show memory and communication volume of each process for training a spec in PyTorch, by arithmetic."""
     from nt_core.cost import scale as work_out
     from nt_core.cost import state_tensors
     from nt_lab.papers import scale as scale_tables

@@ -1,4 +1,4 @@
-"""Commands that serve what was trained: export, predict, bench."""
+"""Commands that serve a trained ensemble: export, predict, bench."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nt_lab.cli.options import DataOption, JsonOption, RunArgument
 EXIT_DISAGREES = 4
 
 ServedArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run's folder, or what nt export --to cpu wrote.")
+    Path, typer.Argument(metavar="MODEL", help="A run's folder, or a file of nt export --to cpu.")
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Of the machine's, for one batch.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Number of threads for one batch.")]
 
 
 class Target(StrEnum):
-    """What an ensemble is exported to."""
+    """Formats to which an ensemble is exported."""
 
     cpu = "cpu"
     onnx = "onnx"
@@ -28,13 +28,11 @@ class Target(StrEnum):
 
 def export(
     run: RunArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; replaced if it is there.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; replaced if it exists.")],
     to: Annotated[
         Target, typer.Option(help="cpu: packed for nt_cpu, really sparse. onnx: dense, for other runtimes.")
     ] = Target.cpu,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Examples that a packed file is given at a time, as a rule.")
-    ] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Usual batch size at inference, for a packed file.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
     """Write a trained ensemble into one file, to serve it elsewhere."""
@@ -54,7 +52,9 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Write every prediction as CSV, with all probabilities."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples, evenly spaced.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of examples, evenly spaced.")
+    ] = None,
     threads: ThreadsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +87,7 @@ def bench(
     served: ServedArgument,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Of a packed file: the run, whose dense weights are compared."),
+        typer.Option(metavar="RUN", help="The run of a packed file, whose dense weights are compared."),
     ] = None,
     batches: Annotated[str, typer.Option(help="Examples of one call, comma-separated.")] = "1,16,64",
     threads: ThreadsOption = 1,
@@ -95,10 +95,12 @@ def bench(
         str | None,
         typer.Option(help="Some of torch,torch.compile,onnxruntime,openvino; all installed if left out."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each batch size, about.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Approximate seconds of measurement for each batch size.")
+    ] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the sparse engine and the dense runtimes that are installed, in turn and in one process."""
+    """Measure the sparse engine and the installed dense runtimes, in turn and in one process."""
     console.quiet_libraries()
     from nt_core.errors import DataError
     from nt_lab.serving import serve as serving

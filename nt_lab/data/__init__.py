@@ -1,7 +1,7 @@
-"""Data: from a folder, a file, or a hub to batches that every backend reads in the same order.
+"""Loading of data from a folder, a file or a hub into batches that every backend reads in the same order.
 
-In go the ``data`` fields of a spec file, out come shuffled, augmented, normalised examples or sequences of
-tokens. It imports no other room of this package.
+Input: the ``data`` fields of a spec file. Output: shuffled, augmented, normalised examples, or sequences of
+tokens. This room imports no other room of the package.
 """
 
 from nt_lab.data.splits import Examples, Normalisation, Split, limited, load, load_test, trained_on

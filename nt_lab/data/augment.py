@@ -22,12 +22,12 @@ Rows = NDArray[np.int64]
 class Augmentation:
     """Standard CIFAR augmentation: pad with black, crop at random, mirror at random (He et al. 2016, §4.2).
 
-    What happens to an example depends on (seed, epoch, its row) alone, not on the batch it is in.
+    The augmentation of an example depends on (seed, epoch, its row) alone, not on the batch that holds it.
 
     Attributes:
         seed: keys every choice.
         flip: whether images are mirrored with probability ½.
-        crop: whether they are padded and cropped.
+        crop: whether images are padded and cropped.
 
     Example:
         >>> images = np.arange(2 * 1 * 8 * 8, dtype=np.uint8).reshape(2, 1, 8, 8)
@@ -62,7 +62,7 @@ def flip(images: Pixels, mirrored: NDArray[np.bool_]) -> Pixels:
 
 
 def crop(images: Pixels, down: Rows, right: Rows) -> Pixels:
-    """Pad images with black and cut each out at its own offset, 0 to 2 × padding. (B, C, H, W) → the same."""
+    """Pad images with black and crop each at its offset, 0 to 2 × padding. (B, C, H, W) → (B, C, H, W)."""
     height, width = images.shape[2:]
     pad_down, pad_right = _pad(height), _pad(width)
     padded = np.pad(images, ((0, 0), (0, 0), (pad_down, pad_down), (pad_right, pad_right)))

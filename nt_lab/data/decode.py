@@ -1,4 +1,4 @@
-"""From a ``datasets`` column to arrays that fit a graph: images, vectors and labels, all checked."""
+"""Decoding of a ``datasets`` column to arrays that fit a graph: images, vectors and labels, all checked."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _CHUNK_ELEMENTS: Final = 1 << 22
 
 
 def resized(graph: BlockGraph) -> Callable[[Picture | None], Picture | None] | None:
-    """Return what makes any image fit a graph that reads images: bilinear, grey from or to colour.
+    """Return a function that converts images to the size (bilinear) and channels of a graph's input.
 
-    Grey becomes three equal channels; colour becomes its luma (ITU-R 601-2). None: the graph reads no images
-    of 1 or 3 channels.
+    Grey becomes three equal channels. Colour becomes its luma (ITU-R 601-2). The result is None where the
+    graph does not read images of 1 or 3 channels.
 
     Example:
         >>> import nt_models
@@ -62,17 +62,17 @@ def reader(
     where: str,
     fit: Callable[[Picture | None], Picture | None] | None = None,
 ) -> Reader:
-    """Return what decodes rows of a split, having checked that its first example fits the graph.
+    """Return a decoder of a split's rows, after a check that the first example fits the graph.
 
     Args:
         dataset: the split.
-        column: of images, or of vectors.
-        graph: what examples must fit; images are flattened for a graph of features.
+        column: name of a column of images or of vectors.
+        graph: gives the shape that examples must have; images are flattened for a graph of features.
         where: the split, for errors.
-        fit: what makes images fit; None: they have to.
+        fit: converts each image before the check, as of :func:`resized`; None: images are not converted.
 
     Raises:
-        DataError: now or when rows are read: an example that cannot be decoded or has another shape.
+        DataError: an example cannot be decoded or has another shape; raised now, or when rows are read.
     """
     inputs = dataset.select_columns([column])
     pictures = isinstance(dataset.features[column], ImageFeature)
@@ -100,7 +100,7 @@ def reader(
 
 
 def in_memory(read: Reader, count: int) -> Reader:
-    """Decode all rows once and return what reads them from memory."""
+    """Decode all rows once and return a reader of the decoded rows in memory."""
     example = read(np.zeros(1, np.int64))
     kept = np.empty((count, *example.shape[1:]), example.dtype)
     for rows in chunks(np.arange(count), example.size):

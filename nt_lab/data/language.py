@@ -1,4 +1,4 @@
-"""What a language model is trained and tested on: text in memory, or a stream."""
+"""Training and test data of language models: text in memory, or a stream."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load_test_text(data: Data, graph: BlockGraph) -> Sequences:
 
 
 def _tokenizer_and_length(data: Data, graph: BlockGraph) -> tuple[Tokenizer, int]:
-    """Return the tokenizer and the length of sequences, having checked that they fit the graph."""
+    """Return the tokenizer and the length of sequences, after a check that both fit the graph."""
     assert isinstance(graph.input, Tokens)
     length, outputs = graph.input.length, graph.output_shape
     if data.source == DIGITS:

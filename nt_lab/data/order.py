@@ -1,4 +1,4 @@
-"""In which order examples come: keyed by seed and epoch, the same for every backend."""
+"""Order of examples: keyed by seed and epoch, the same for every backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DRAWS: Final = 4096  # random numbers made at a time
 
 
 def epoch_order(count: int, seed: int | None, epoch: int) -> NDArray[np.int64]:
-    """Return the rows (count,) in an epoch's order; without a seed as they are, for tests.
+    """Return the rows (count,) in an epoch's order; without a seed in ascending order, for tests.
 
     Example:
         >>> epoch_order(4, None, 1), sorted(epoch_order(4, 0, 1).tolist())
@@ -28,7 +28,7 @@ def epoch_order(count: int, seed: int | None, epoch: int) -> NDArray[np.int64]:
 
 
 def buffered(items: Iterable[Item], size: int, seed: int, epoch: int) -> Iterator[Item]:
-    """Shuffle what does not fit in memory: yield one of the next ``size`` items at random, and so on.
+    """Shuffle items that do not fit in memory through a shuffle buffer of ``size`` items.
 
     Example:
         >>> sorted(buffered(range(10), size=4, seed=0, epoch=1))

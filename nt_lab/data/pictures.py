@@ -1,4 +1,4 @@
-"""Images that anybody may have made: measured before they are decoded, in formats that run nothing."""
+"""Decoding of images from untrusted sources: size checked first, only formats that run no code."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from nt_core.errors import DataError
 from nt_core.files import expect_file
 
 FORMATS: Final = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read. Others that Pillow knows are rare in datasets, and one starts a program (EPS)."""
+"""Formats that are read. Other formats of Pillow are rare in datasets, and one (EPS) starts a program."""
 
 MOST_PIXELS: Final = 1 << 26
-"""Of one image: 8192 × 8192. A file of a few kilobytes can declare any number."""
+"""Most pixels of one image, 8192 × 8192, because a file of a few kilobytes can declare any number."""
 
 
 def open_picture(
     item: Mapping[str, Any] | None, mode: str | None, where: str, most_pixels: int = MOST_PIXELS
 ) -> Picture | None:
-    """Open an image as ``datasets`` stores it, turned upright, and decode it if it is not too large.
+    """Decode an image as ``datasets`` stores it and turn it upright, if it is not too large.
 
     Args:
-        item: its ``bytes``, or the ``path`` of a file on this machine; None: no image.
-        mode: what to convert it to; None: as it is.
+        item: the image's ``bytes``, or the ``path`` of a file on this machine; None: no image.
+        mode: Pillow mode to convert the image to; None: no conversion.
         where: the example, for errors.
-        most_pixels: how large it may be.
+        most_pixels: largest allowed number of pixels.
 
     Raises:
-        DataError: it is larger, damaged, of another format, or lies elsewhere.
+        DataError: the image is too large, damaged, of another format, or not on this machine.
 
     Example:
         >>> content = BytesIO()
@@ -62,10 +62,10 @@ def open_picture(
 
 
 def expect_pixels(picture: Picture, where: str, most: int) -> None:
-    """Raise if an image that is not decoded yet is larger than it may be.
+    """Check the declared size of an image before it is decoded.
 
     Raises:
-        DataError: it is.
+        DataError: the image has more than ``most`` pixels.
     """
     width, height = picture.size
     if width * height > most:

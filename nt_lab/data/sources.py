@@ -1,4 +1,4 @@
-"""Where examples come from: the bundled digits, a folder, or the Hugging Face hub; all as ``datasets``."""
+"""Sources of examples: the bundled digits, a folder, or the Hugging Face hub; all as ``datasets``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Vector: Final = (datasets.Sequence, getattr(datasets, "List", datasets.Sequence)
 UNREADABLE: Final = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, DatasetsError
 )  # fmt: skip
-"""What ``datasets`` raises for what it cannot read; it trusts a file's own description of its columns."""
+"""Errors of ``datasets`` for unreadable sources: many, because files' own descriptions are trusted there."""
 
 Splits = Mapping[str, Dataset]
 
@@ -33,8 +33,8 @@ def open_source(source: str) -> Splits:
     """Return the splits of a source by their names.
 
     Args:
-        source: ``digits``, a folder (of parquet files, of images in a folder for each class, or what
-            ``Dataset.save_to_disk`` wrote), or a name on the hub.
+        source: ``digits``, a folder (of parquet files, of images in a folder for each class, or of a dataset
+            written by ``Dataset.save_to_disk``), or a name on the hub.
 
     Raises:
         DataError: nothing is there, or it cannot be read.
@@ -63,12 +63,12 @@ def take(splits: Splits, name: str, where: str) -> Dataset:
     """Return one split, or a part of one: ``train``, ``train[:80%]``, ``train+validation``.
 
     Args:
-        splits: what :func:`open_source` gave.
-        name: in the notation of ``datasets.ReadInstruction``.
-        where: the setting that names it, for errors.
+        splits: of :func:`open_source`.
+        name: of the split, in the notation of ``datasets.ReadInstruction``.
+        where: the setting that names the split, for errors.
 
     Raises:
-        DataError: no such split (with the nearest), or it is empty.
+        DataError: no such split (the message names the nearest), or the split is empty.
 
     Example:
         >>> len(take(open_source("digits"), "train[:50%]", "data.train"))
@@ -96,7 +96,7 @@ def image_column(dataset: Dataset, name: str | None, where: str, *, vectors: boo
 
     Args:
         dataset: a split.
-        name: of the column, where it is given.
+        name: of the column, where one is given.
         where: the dataset, for errors.
         vectors: whether columns of vectors will do where there are no images.
 
@@ -161,12 +161,12 @@ def _kind(feature: Any) -> str:
 
 
 def is_saved(path: Path) -> bool:
-    """Return whether a folder holds what ``save_to_disk`` wrote."""
+    """Return whether a folder holds a dataset written by ``save_to_disk``."""
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def explain(source: str, path: Path, error: Exception) -> str:
-    """Say in one line why a source cannot be loaded, and what to do."""
+    """Return the reason why a source cannot be loaded, and a remedy, in one line."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if path.exists():
         remedy = "expected parquet files, images in a folder for each class, or a saved dataset"
@@ -176,7 +176,7 @@ def explain(source: str, path: Path, error: Exception) -> str:
 
 
 def _digits() -> Splits:
-    """Cut scikit-learn's digits into 1,437 and 360, stratified, the same whatever the seed."""
+    """Split scikit-learn's digits into 1,437 and 360 examples, stratified, independently of any seed."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

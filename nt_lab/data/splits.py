@@ -1,4 +1,4 @@
-"""Data as a trainer reads it: shuffled, augmented, normalised batches, the same for every backend."""
+"""Shuffled, augmented, normalised batches for training, the same for every backend."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from nt_lab.data.sources import Splits, image_column, label_column, open_source,
 from nt_lab.data.text import PREFIX
 
 IN_MEMORY_BYTES: Final = 2 << 30
-"""Up to this size a split is decoded once; a larger one is decoded anew batch by batch."""
+"""Size up to which a split is decoded once and kept; a larger split is decoded anew for each batch."""
 
 SAMPLE: Final = 10_000
 """Examples, evenly spaced, from which a split that is not kept in memory is normalised."""
 
 
 class Normalisation(Value):
-    """What inputs are shifted and scaled by, for each channel (or each feature of vectors).
+    """Mean and standard deviation of the inputs, for each channel (or each feature of vectors).
 
     Attributes:
         mean: subtracted; in the units of the data, 0 to 255 for images.
@@ -61,10 +61,10 @@ class Examples:
     Attributes:
         read: rows (B,) → their raw inputs, (B, C, H, W) uint8 or (B, features) float32.
         labels: (N,) int64.
-        shape: what the network expects of one example.
+        shape: of one example, as the network expects it.
         normalisation: applied to every batch.
         shuffle_seed: keys the order of each epoch; None: in order, as tests are.
-        augmentation: None: none.
+        augmentation: applied to every batch; None: no augmentation.
     """
 
     read: Reader
@@ -96,9 +96,10 @@ class Split:
 
     Attributes:
         train: shuffled and augmented.
-        test: in order, as it is.
-        normalisation: measured on the training examples, or given; None: text, which has none.
-        held_out: examples of the training split that are not trained on, in order, as they are; None: none.
+        test: in order, without augmentation.
+        normalisation: measured on the training examples, or given; None for text, which is not normalised.
+        held_out: examples of the training split that are not trained on, in order, without augmentation;
+            None: no examples are held out.
     """
 
     train: Batches
@@ -116,18 +117,18 @@ def load(
     stream_epoch: int | None = None,
     held_out: float | None = None,
 ) -> Split:
-    """Load what a run trains on and is tested on.
+    """Load the training data and the test data of a run.
 
     Args:
-        data: which source, splits, columns and augmentation.
-        graph: what the examples must fit.
+        data: the source, splits, columns and augmentation.
+        graph: gives the shape that examples must have.
         seed: keys order and augmentation.
-        normalisation: None: measured on the training split, without augmentation.
-        stream_epoch: sequences of a stream that are called an epoch; None: streams are refused.
+        normalisation: of all inputs; None: measured on the training split, without augmentation.
+        stream_epoch: number of a stream's sequences that count as one epoch; None: streams are refused.
         held_out: share of the training examples to hold out, for a fitted aggregation; None: none.
 
     Raises:
-        DataError: the source cannot be read or does not fit the graph; the message says what would.
+        DataError: the source cannot be read or does not fit the graph; the message names the remedy.
 
     Example:
         >>> import nt_models
@@ -158,17 +159,17 @@ def load(
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Divide examples at random into those that are trained on and those that are held out.
+    """Divide examples at random into a training part and a held-out part.
 
-    Which ones depends on the seed and their number alone.
+    The division depends on the seed and the number of examples alone.
 
     Args:
         examples: a training split.
-        share: of them that is held out, above 0 and below 1.
+        share: of the examples that is held out, above 0 and below 1.
         seed: of the run.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the two parts would be empty.
 
     Example:
         >>> pixels = np.zeros((10, 1, 1, 1), np.uint8)
@@ -190,10 +191,10 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
 
 
 def limited(examples: Batches, most: int | None) -> Batches:
-    """Return at most so many examples, evenly spaced; None: all.
+    """Return at most ``most`` examples, evenly spaced; all of them where ``most`` is None.
 
     Raises:
-        DataError: they are text.
+        DataError: the examples are text.
     """
     if most is None or most >= len(examples):
         return examples
@@ -207,11 +208,11 @@ def _part(examples: Examples, rows: Rows) -> Examples:
 
 
 def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None) -> Batches:
-    """Load only what a trained ensemble is tested on.
+    """Load the test data of a trained ensemble.
 
     Args:
-        data: which source, split and columns.
-        graph: what the examples must fit.
+        data: the source, split and columns.
+        graph: gives the shape that examples must have.
         normalisation: of the run that trained the ensemble.
 
     Raises:
@@ -223,14 +224,14 @@ def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None
 
 
 def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:
-    """Return what a run was trained and tested on, and how inputs are normalised; None: they are tokens.
+    """Return a run's data and the normalisation of its inputs, which is None for tokens.
 
     Args:
-        record: a run's.
-        where: it came from, for errors.
+        record: of the run.
+        where: origin of the record, for errors.
 
     Raises:
-        CheckpointError: it does not say.
+        CheckpointError: the record lacks the data or the normalisation.
     """
     try:
         measured = record["data"]["normalisation"]
@@ -295,7 +296,7 @@ def measure(read: Reader, rows: Rows) -> Normalisation:
 
 
 def _spaced(count: int, most: int) -> Rows:
-    """Return at most so many rows, evenly spaced."""
+    """Return at most ``most`` of ``count`` rows, evenly spaced."""
     return np.arange(min(count, most)) * count // min(count, most)
 
 

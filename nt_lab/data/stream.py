@@ -23,19 +23,19 @@ Streams = Mapping[str, Iterable[Mapping[str, Any]]]
 """A dataset's splits by their names."""
 
 Documents = Callable[[], Iterator[bytes]]
-"""Begins to read a dataset from its start."""
+"""Function that begins to read a dataset from its start."""
 
 
 class Stream:
     """Sequences of a stream; a :class:`nt_core.training.Batches` whose epochs are parts of it.
 
     Args:
-        documents: what is read; from its start again, in another order, where it ends.
-        tokenizer: what makes tokens of them, packed into sequences one after the other.
+        documents: gives the documents; called again at their end, and shuffled in another order.
+        tokenizer: turns the documents into tokens, which are packed into sequences one after the other.
         length: of the sequences.
-        buffer: sequences among which the next is drawn.
+        buffer: number of sequences among which the next is drawn.
         seed: keys the draws.
-        epoch_size: sequences that are called an epoch.
+        epoch_size: number of sequences that count as one epoch.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Stream:
         return self._size
 
     def epoch(self, number: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
-        """Yield (inputs (B, T), labels (B, T)), int64; where another part was read last, from the start."""
+        """Yield (inputs (B, T), labels (B, T)), int64; restart the stream if another part was read last."""
         wanted = max(number - 1, 0) * self._size + first * batch_size
         if self._at != wanted or not wanted:
             self._rest = islice(self._endless(), wanted, None)
@@ -97,7 +97,7 @@ def pack(documents: Iterable[bytes], tokenizer: Tokenizer, length: int) -> Itera
 def open_stream(
     data: Data, tokenizer: Tokenizer, length: int, seed: int, epoch_size: int
 ) -> tuple[Stream, Sequences]:
-    """Return what is trained on, without end, and what is tested on.
+    """Return the endless training stream and the test sequences.
 
     Raises:
         DataError: the dataset cannot be read, has no such split or column, or too little text.
@@ -120,10 +120,10 @@ def open_stream(
 
 
 def held_out_sequences(splits: Streams, data: Data, tokenizer: Tokenizer, length: int) -> Sequences:
-    """Return the first sequences of what is held out: every k-th document, k = 1 / ``data.text.held_out``.
+    """Return the first sequences of the held-out documents: every k-th, k = 1 / ``data.text.held_out``.
 
     Raises:
-        DataError: as :func:`open_stream`; or there is not one such sequence.
+        DataError: as :func:`open_stream`; or the documents are shorter than one sequence.
     """
     settings = data.text
     if settings.held_out:
@@ -143,7 +143,7 @@ def held_out_sequences(splits: Streams, data: Data, tokenizer: Tokenizer, length
 
 
 def is_held_out(number: int, share: float) -> bool:
-    """Return whether a document is one of the evenly spaced ones that are held out.
+    """Return whether a document is held out; held-out documents are evenly spaced.
 
     Example:
         >>> [number for number in range(12) if is_held_out(number, 0.25)]
@@ -171,10 +171,10 @@ def open_splits(data: Data) -> Streams:
 
 
 def read_documents(splits: Streams, data: Data, split: str, setting: str) -> Iterator[bytes]:
-    """Yield the text of each example of a split, in order, as it is read.
+    """Yield the text of each example of a split, in order, while the split is read.
 
     Raises:
-        DataError: no such split or column; or, while reading, what the connection or a file lacks.
+        DataError: no such split or column; or, while reading, a failed connection or a damaged file.
     """
     if split not in splits:
         raise DataError(f"{setting}: no split {split!r}{nearest(split, splits)}")

@@ -1,4 +1,4 @@
-"""Text as a trainer reads it: sequences of tokens and, for each token, the one that follows."""
+"""Text for training: sequences of tokens and, for each token, the token that follows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nt_lab.data.order import epoch_order
 from nt_lab.data.tokenizer import Tokenizer
 
 PREFIX: Final = "text:"
-"""What a source begins with that is a text file, or a folder of them."""
+"""Prefix of a source that is a text file or a folder of text files."""
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -24,7 +24,7 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 class Sequences:
     """Tokens in memory, cut into sequences; a :class:`nt_core.training.Batches`.
 
-    Sequence i reads tokens i·T to (i+1)·T − 1 and is asked for tokens i·T + 1 to (i+1)·T.
+    The inputs of sequence i are tokens i·T to (i+1)·T − 1; its labels are tokens i·T + 1 to (i+1)·T.
 
     Attributes:
         tokens: (N,) unsigned integers.
@@ -61,7 +61,7 @@ def cut(windows: NDArray[Any]) -> Batch:
 
 
 def count_sequences(tokens: NDArray[Any], length: int) -> int:
-    """Return how many sequences tokens hold; the last token is only asked for.
+    """Return the number of sequences in a text, whose last token is a label only.
 
     Example:
         >>> count_sequences(np.zeros(8), length=4), count_sequences(np.zeros(9), length=4)
@@ -75,7 +75,7 @@ def read_text(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
 
     Args:
         source: ``text:PATH``.
-        tokenizer: each file is a document.
+        tokenizer: encodes each file as one document.
 
     Raises:
         DataError: no such file, or one that cannot be read.
@@ -93,10 +93,10 @@ def read_text(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
 
 
 def split_text(tokens: NDArray[Any], length: int, held_out: float, where: str) -> tuple[Sequences, Sequences]:
-    """Return what is trained on, and the end of a text, which is tested on; at least one sequence.
+    """Split a text into training sequences and test sequences, which are its end and at least one.
 
     Raises:
-        DataError: the text is too short for that.
+        DataError: the text is shorter than one sequence, or ``held_out`` is 0.
 
     Example:
         >>> train, test = split_text(np.zeros(41, np.uint8), length=4, held_out=0.2, where="a text")

@@ -1,4 +1,4 @@
-"""From text to token numbers: bytes, a ``tokenizer.json``, or a tokenizer of ``transformers``."""
+"""Encoding of text as token numbers: bytes, a ``tokenizer.json``, or a tokenizer of ``transformers``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from nt_core.errors import DataError, NeuroTrailsError
 BYTES: Final = "bytes"
 SETTING: Final = "data.text.tokenizer"
 ENDS_OF_TEXT: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-"""What is searched for, in this order, in a ``tokenizer.json``, which does not say what ends a text."""
+"""End-of-text tokens, searched in this order, because a ``tokenizer.json`` does not name its own."""
 
 Encode = Callable[[bytes, str], NDArray[Any]]
-"""A document and what to call it in errors → its token numbers (N,), the end of the text included."""
+"""A document and its name in errors → its token numbers (N,), with the end of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Turns documents into token numbers.
+    """Encoder of documents as token numbers.
 
     Attributes:
-        size: all numbers are below.
-        encode: numbers are the smallest unsigned integers that hold all numbers; an empty document has none.
+        size: upper bound of token numbers, exclusive.
+        encode: document → token numbers in the smallest sufficient unsigned dtype; an empty one has none.
 
     Example:
         >>> open_tokenizer("bytes").encode(b"To be", "a line")
@@ -41,14 +41,14 @@ class Tokenizer:
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Return a tokenizer.
+    """Open a tokenizer by name.
 
     Args:
         name: ``bytes``; the path of a ``tokenizer.json``, which the package ``tokenizers`` reads; or a folder
             or a name on the Hugging Face hub, which ``transformers`` reads.
 
     Raises:
-        DataError: nothing is there, or it cannot be read.
+        DataError: the name leads nowhere, or the tokenizer cannot be read.
         NeuroTrailsError: a package is not installed.
     """
     if name == BYTES:
@@ -63,7 +63,7 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def _encode_bytes(document: bytes, _: str) -> NDArray[np.uint8]:
-    """Return bytes as they are; a newline ends a document that does not end in one."""
+    """Return the bytes of a document, with a newline at the end if it has none."""
     if document and not document.endswith(b"\n"):
         document += b"\n"
     return np.frombuffer(document, np.uint8)
@@ -86,11 +86,11 @@ def _from_file(path: Path) -> Tokenizer:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what the package ``tokenizers`` raises into an error that says what failed."""
+    """Turn errors of the package ``tokenizers`` into a :class:`DataError` that names the failed step."""
     try:
         yield
     except BaseException as error:
-        # It raises nothing more precise than Exception; where it panics, a class that is not even one.
+        # The package raises plain Exception; a panic of its Rust code is a BaseException.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise DataError(f"{what}: {error}; make it again, or use {SETTING}={BYTES}") from None
         raise

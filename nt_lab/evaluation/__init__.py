@@ -1,4 +1,4 @@
-"""``nt evaluate``: measures a finished run on its test split, on corrupted, and on foreign data.
+"""Evaluation (``nt evaluate``) of a finished run on its test split, on corrupted, and on foreign data.
 
-In goes a run folder, out come metrics. It imports ``data`` and ``runs``.
+Input: a run folder. Output: metrics. This room imports ``data`` and ``runs``.
 """

@@ -1,6 +1,6 @@
 """The 15 common corruptions (Hendrycks & Dietterich 2019, arXiv 1903.12261).
 
-Who corrupts is the package ``imagecorruptions-imaug``, whose strengths are ImageNet-C's.
+The package ``imagecorruptions-imaug`` corrupts the images, with the strengths of ImageNet-C.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ALEXNET_ERROR: Final[Mapping[str, float]] = {
 CORRUPTIONS: Final = tuple(ALEXNET_ERROR)
 SEVERITIES: Final = (1, 2, 3, 4, 5)
 SMALLEST: Final = 32
-"""Pixels an image must have in height and width."""
+"""Smallest height and width of an image, in pixels."""
 
 _SEEDED: Final = ("impulse_noise", "glass_blur")  # with a generator of their own, not NumPy's global one
 
@@ -52,14 +52,14 @@ Pixels = NDArray[np.uint8]
 
 
 def corrupt(images: Pixels, rows: NDArray[np.int64], name: str, severity: int, *, seed: int = 0) -> Pixels:
-    """Corrupt a batch of images. (B, C, H, W) uint8, C being 1 or 3 → the same.
+    """Corrupt a batch of images. (B, C, H, W) uint8, C being 1 or 3 → (B, C, H, W) uint8.
 
-    What happens to an image depends on (seed, corruption, severity, its row) alone, not on its batch. A grey
-    image is corrupted as three equal channels, of which the first is kept.
+    The corruption of an image depends on (seed, corruption, severity, its row) alone, not on its batch. A
+    grey image is corrupted as three equal channels, of which the first is kept.
 
     Args:
         images: at least 32×32.
-        rows: (B,) where the images stand in their set.
+        rows: (B,) row numbers of the images in their data set.
         name: one of :data:`CORRUPTIONS`.
         severity: 1 to 5.
         seed: keys every random choice.
@@ -93,7 +93,7 @@ def _package() -> Any:
 
 @contextmanager
 def _global_state_kept() -> Iterator[None]:
-    """Leave NumPy's global generator as it was, and stdout to tables: the package prints for small images."""
+    """Restore NumPy's global generator, and keep stdout free, because the package prints for small images."""
     state = np.random.get_state()
     try:
         with redirect_stdout(io.StringIO()):
@@ -113,11 +113,11 @@ def measure_corruptions(
     """Measure accuracy on corrupted copies of a run's test set.
 
     Args:
-        run: what predicts.
-        test: its test set, whole.
+        run: gives the predictions.
+        test: the run's whole test set.
         severities: from 1 to 5.
-        limit: at most so many examples, evenly spaced.
-        report: receives a line for each corruption that is done.
+        limit: largest number of examples, evenly spaced; None: all.
+        report: receives a line for each finished corruption.
 
     Returns:
         ``severities``; ``count`` of examples; ``accuracy``, corruption → one for each severity;

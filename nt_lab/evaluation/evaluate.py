@@ -1,4 +1,4 @@
-"""Evaluate a finished run: on its test split, on other data, on what it was never meant for."""
+"""Evaluation of a finished run on its test split or on other data."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nt_lab.runs.folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """A trained ensemble that is ready to predict, in whichever backend.
+    """A trained ensemble that is ready to predict, in any backend.
 
     Attributes:
-        backend: what computes.
+        backend: computes the predictions.
         model: of that backend.
-        spec: what it was compiled from.
-        aggregation: how its members are averaged: as the spec says, or as was fitted.
+        spec: of the model.
+        aggregation: average over the members, as the spec declares it or as it was fitted.
     """
 
     backend: Backend
@@ -59,8 +59,8 @@ class OpenRun:
     """A finished run whose model is loaded.
 
     Attributes:
-        record: what the trainer wrote.
-        evaluator: of its model.
+        record: of the trainer.
+        evaluator: of the run's model.
     """
 
     record: Mapping[str, Any]
@@ -68,19 +68,19 @@ class OpenRun:
 
     @property
     def data(self) -> Data:
-        """What it was trained on and tested on."""
+        """Settings of the run's training and test data."""
         return trained_on(self.record, "run")[0]
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """How its inputs are normalised; None: they are tokens."""
+        """Normalisation of the run's inputs; None: the inputs are tokens."""
         return trained_on(self.record, "run")[1]
 
     def test_split(self, **changes: Any) -> Batches:
-        """Load what it is tested on, normalised as it was trained.
+        """Load the run's test data, normalised as in training.
 
         Args:
-            changes: fields of :class:`nt_core.training.Data` that shall differ.
+            changes: fields of :class:`nt_core.training.Data` to replace.
 
         Raises:
             DataError: the data does not fit.
@@ -96,12 +96,12 @@ def open_run(
 
     Args:
         folder: of the run.
-        device: for the backend; None: what it finds.
-        backend: makes the backend, which need not be the one that trained the run; None: what
-            :func:`nt_lab.runs.backends.choose` finds.
+        device: for the backend; None: the backend's choice.
+        backend: makes the backend, which need not be the one that trained the run; None: the choice of
+            :func:`nt_lab.runs.backends.choose`.
 
     Raises:
-        CheckpointError: no run is there, or it is damaged.
+        CheckpointError: the folder holds no run, or a damaged one.
     """
     record = RunFolder(Path(folder)).record()
     chosen = (backend or choose())()
@@ -118,16 +118,16 @@ def evaluate(
     device: str | None = None,
     backend: Callable[[], Backend] | None = None,
 ) -> Metrics:
-    """Evaluate a run on its test split, normalised as it was trained; nothing is written.
+    """Evaluate a run on its test split, normalised as in training; nothing is written.
 
     Args:
         folder: of the run.
-        data: fields of :class:`nt_core.training.Data` that shall differ, ``{"source": …}`` say.
+        data: fields of :class:`nt_core.training.Data` to replace, ``{"source": …}`` say.
         device: as for :func:`open_run`.
         backend: as for :func:`open_run`.
 
     Raises:
-        CheckpointError: no run is there, or it is damaged.
+        CheckpointError: the folder holds no run, or a damaged one.
         DataError: the data does not fit.
     """
     run = open_run(folder, device=device, backend=backend)

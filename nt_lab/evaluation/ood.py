@@ -1,4 +1,4 @@
-"""How well a run's confidence tells its test set from another dataset."""
+"""Out-of-distribution detection: a run's confidence on its test set against that on another dataset."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def measure_ood(run: OpenRun, inside: Batches, source: str, *, limit: int | None
     """Detect a dataset by 1 − max p of the ensemble, the dataset being the positive class.
 
     Args:
-        run: what predicts.
-        inside: its test set.
-        source: the dataset; see :func:`outsiders`.
-        limit: at most so many of its examples, evenly spaced.
+        run: gives the predictions.
+        inside: the run's test set.
+        source: the other dataset; see :func:`outsiders`.
+        limit: largest number of the other dataset's examples, evenly spaced; None: all.
 
     Returns:
-        ``source``, how many examples are ``inside`` and ``outside``, ``auroc``, ``aupr``, ``fpr95``.
+        ``source``, the numbers of examples ``inside`` and ``outside``, ``auroc``, ``aupr``, ``fpr95``.
 
     Raises:
         DataError: the dataset does not fit.
@@ -44,8 +44,9 @@ def measure_ood(run: OpenRun, inside: Batches, source: str, *, limit: int | None
 def outsiders(source: str, graph: BlockGraph, normalisation: Normalisation) -> Examples:
     """Load the examples of a dataset that a network was not trained for; labels are not read.
 
-    They are those of its split ``test``, or of the only one. Images are resized to the network's (bilinear),
-    grey is repeated for colour, colour turned to luma for grey; then they are normalised as the run was.
+    The examples are those of the split ``test``, or of the only split. Images are resized to the network's
+    size (bilinear). Grey is repeated where the network reads colour; colour becomes luma where it reads grey.
+    Then the examples are normalised as the run's inputs.
 
     Args:
         source: as ``data.source``.
@@ -53,7 +54,7 @@ def outsiders(source: str, graph: BlockGraph, normalisation: Normalisation) -> E
         normalisation: of the run.
 
     Raises:
-        DataError: no such dataset, several splits and none called ``test``, or examples that cannot fit.
+        DataError: no such dataset, several splits without one called ``test``, or examples that cannot fit.
     """
     splits = open_source(source)
     if "test" not in splits and len(splits) > 1:

@@ -1,4 +1,4 @@
-"""``nt cost`` and ``nt scale``: what the methods of the papers cost, from their graphs alone.
+"""Cost of the papers' methods (``nt cost``, ``nt scale``), computed from their graphs alone.
 
-In go specs, out come tables for a terminal and for a page. It imports ``tables``.
+Input: specs. Output: tables for a terminal and for a page. This room imports ``tables``.
 """

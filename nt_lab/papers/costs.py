@@ -1,4 +1,4 @@
-"""What the methods of the papers cost, from their graphs alone: the tables of ``nt cost``."""
+"""Cost of the papers' methods from their graphs alone: the figures of ``nt cost``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Method:
     """A method as a paper runs it.
 
     Attributes:
-        name: with its number of members and its sparsity.
-        spec: what predicts.
-        length: how long it trains, in the setting's unit.
-        trained: what each training step computes, where that is not the whole of ``spec``.
-        published: a figure that a paper prints, and what it means if that is something else.
+        name: of the method, with its number of members and its sparsity.
+        spec: of the ensemble that predicts.
+        length: of the training, in the setting's unit.
+        trained: spec of the part that each training step computes, where that is not the whole of ``spec``.
+        published: a figure that a paper prints, with its meaning where that differs from ours.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A network and a dataset on which methods are compared; the first method is what others relate to.
+    """A network and a dataset on which methods are compared; figures are relative to the first method.
 
     Attributes:
-        title: of network and dataset.
+        title: names network and dataset.
         unit: of the lengths, ``"epochs"`` or ``"updates"``.
-        examples: in one unit; an example of a language model is one sequence.
-        methods: how each is run.
+        examples: number in one unit; an example of a language model is one sequence.
+        methods: the compared methods.
     """
 
     title: str
@@ -53,15 +53,15 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What one method costs; relative figures are to the single dense network as the paper trains it.
+    """Cost of one method; relative figures are relative to the single dense network as the paper trains it.
 
     Attributes:
         setting: title of the setting.
         method: name of the method.
         length: ``"450 epochs"``.
         parameters: every trainable element, embeddings, biases and norms too.
-        weights: convolution and linear weights.
-        active: those of them that are active.
+        weights: number of convolution and linear weights.
+        active: number of active weights among them.
         flops_training: of the whole training.
         flops_inference: for one example (one sequence of a language model).
         relative: of weights, active weights, FLOPs, and FLOPs as if every layer had the same density.
@@ -121,7 +121,7 @@ def settings() -> tuple[Setting, ...]:
 
 
 def lines(chosen: Sequence[Setting] | None = None) -> list[Line]:
-    """Work every method out; nothing of a weight's size is made.
+    """Compute the cost of every method; no array of a weight's size is made.
 
     Example:
         >>> line = next(line for line in lines() if line.method == "NeuroTrails, M = 3, S = 0.8")
@@ -132,7 +132,7 @@ def lines(chosen: Sequence[Setting] | None = None) -> list[Line]:
 
 
 def _cifar(graph: BlockGraph) -> tuple[Method, ...]:
-    """List what FreeTickets, §4, and NeuroTrails, §4.1, compare."""
+    """List the methods that FreeTickets, §4, and NeuroTrails, §4.1, compare."""
     sparse = {sparsity: EnsembleSpec(graph=graph, topology=_dst(sparsity)) for sparsity in (0.8, 0.9)}
 
     def members(count: int, sparsity: float) -> EnsembleSpec:
@@ -178,7 +178,7 @@ def _cifar(graph: BlockGraph) -> tuple[Method, ...]:
 def _vision(
     graph: BlockGraph, *, split: int, sparsity: float, dense: float, sparse: float
 ) -> tuple[Method, ...]:
-    """List what NeuroTrails, §4, compares; MIMO as its own paper trains it (CIFAR, ImageNet)."""
+    """List the methods that NeuroTrails, §4, compares; MIMO as its own paper trains it (CIFAR, ImageNet)."""
     mimo = MIMO(count=2, rho=0.6, repetitions=2) if dense == 90 else MIMO(count=3, repetitions=4)
     return (
         Method(name="single dense", spec=single(graph), length=dense),
@@ -213,7 +213,7 @@ def _vision(
 
 
 def _language(graph: BlockGraph, updates: int) -> tuple[Method, ...]:
-    """List what NeuroTrails, §4.3, compares; sparse training is extended by 1 / (1 − S)."""
+    """List the methods that NeuroTrails, §4.3, compares; sparse training is extended by 1 / (1 − S)."""
     return (
         Method(name="single dense", spec=single(graph), length=updates),
         Method(name="full ensemble, M = 3", spec=full_ensemble(graph), length=updates),

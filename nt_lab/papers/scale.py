@@ -32,7 +32,7 @@ COLUMNS: Final = (
 
 
 def about(name: str, spec: EnsembleSpec, line: Scale, optimizer: str) -> str:
-    """Return in a sentence what is trained."""
+    """Return a sentence about the trained parameters, masks and dtype."""
     trained = spec.turns[0].layout
     heads = len(trained.heads)
     parts = f"{heads} {'head' if heads == 1 else 'heads'}" if heads else "members that share every block"
@@ -51,7 +51,7 @@ def scale_table(lines: Sequence[Scale], memory: float) -> Table:
     """Return a line for each number of processes and each wrapping.
 
     Args:
-        lines: what :func:`nt_core.cost.scale` gives.
+        lines: of :func:`nt_core.cost.scale`.
         memory: of one device, in GB.
     """
     table = narrow_table(
@@ -67,7 +67,7 @@ def scale_table(lines: Sequence[Scale], memory: float) -> Table:
 
 
 def scale_markdown(lines: Sequence[Scale], memory: float, sentence: str) -> str:
-    """Return the same as a page shows it."""
+    """Return the same table in Markdown, for a page of the documentation."""
     names = [name.format(memory=_gigabytes(memory)).replace("-\n", "").replace("\n", " ") for name in COLUMNS]
     rows = [
         ["", *names],

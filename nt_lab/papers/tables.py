@@ -39,7 +39,7 @@ def papers_tables(lines: Sequence[Line]) -> Iterator[Table]:
 
 
 def papers_markdown(lines: Sequence[Line]) -> str:
-    """Return the same tables as the page of the documentation shows them."""
+    """Return the same tables in Markdown, for the page of the documentation."""
     parts = []
     for setting, same in groupby(lines, key=lambda line: line.setting):
         parts.append(f"## {setting}\n\n{HEADER}\n" + "\n".join(map(_markdown_row, same)))

@@ -1,4 +1,4 @@
-"""What ``SPEC`` on the command line may be: a file, a preset, an architecture, a user's own function."""
+"""Readers of ``SPEC`` on the command line: a file, a preset, an architecture, or a user's own function."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from nt_core.errors import NeuroTrailsError, SpecError, nearest
 from nt_core.spec import build_graph, spell_out
 
 EPOCHS: Final = 20
-"""How long a preset or an architecture named alone is trained unless something else is asked for."""
+"""Default length of training for a preset or an architecture that is named without a spec file."""
 
 STEPS: Final = 1000
-"""The same where text is trained on."""
+"""Default number of optimiser steps where such a run trains on text."""
 
 FILES: Final = (".yaml", ".yml", ".json")
 
@@ -31,11 +31,11 @@ LANGUAGE: Final[Mapping[str, Any]] = {
     "batch_size": 16,
     "clip_norm": 1.0,
 }
-"""The recipe of an architecture named alone that reads tokens."""
+"""Recipe of an architecture that reads tokens and is named without a spec file."""
 
 
 class _Architectures(Mapping[str, Callable[..., BlockGraph]]):
-    """Those of ``nt_models`` by name; any other by file and function, ``my_model.py:graph``."""
+    """Architectures of ``nt_models`` by name; any other by file and function, ``my_model.py:graph``."""
 
     def __getitem__(self, name: str) -> Callable[..., BlockGraph]:
         if is_in_file(name):
@@ -50,18 +50,19 @@ class _Architectures(Mapping[str, Callable[..., BlockGraph]]):
 
 
 ARCHITECTURES: Final[Mapping[str, Callable[..., BlockGraph]]] = _Architectures()
-"""What a spec may name as ``graph.name``."""
+"""Architectures that a spec may name as ``graph.name``."""
 
 
 def read(source: str, overrides: Sequence[str] = (), preset: str | None = None) -> RunSpec:
-    """Read what ``SPEC`` names.
+    """Read the run that ``SPEC`` names.
 
-    A graph from a user's file stands in the spec whole, so the spec means the same when the file has changed.
+    The spec contains the whole graph from a user's file, so a later change of the file does not change the
+    spec.
 
     Args:
         source: path of a spec file; the name of a preset or of an architecture; or ``my_model.py:graph``.
         overrides: as for :func:`nt_core.read_spec`.
-        preset: the preset of an architecture, ``single`` if left out; or instead of a spec file's own.
+        preset: of an architecture, ``single`` if left out; or a replacement for the preset of a spec file.
 
     Raises:
         SpecError: as :func:`nt_core.read_spec`; or the user's file has no such function, or fails.
@@ -88,7 +89,7 @@ def read(source: str, overrides: Sequence[str] = (), preset: str | None = None) 
 
 
 def with_plan(run: RunSpec) -> RunSpec:
-    """Say how long to train where nothing else does."""
+    """Add a default plan to a run that has none."""
     if run.plan.epochs is not None or run.plan.steps is not None:
         return run
     language = isinstance(build_graph(run.graph, ARCHITECTURES).input, Tokens)
@@ -97,7 +98,7 @@ def with_plan(run: RunSpec) -> RunSpec:
 
 
 def read_to_train(source: str, overrides: Sequence[str] = (), preset: str | None = None) -> RunSpec:
-    """Read what ``SPEC`` names, with a length where a preset or an architecture is named alone.
+    """Read the run that ``SPEC`` names, with a default plan where no spec file gives one.
 
     Example:
         >>> read_to_train("single").plan.epochs
@@ -108,7 +109,7 @@ def read_to_train(source: str, overrides: Sequence[str] = (), preset: str | None
 
 
 def is_in_file(name: str) -> bool:
-    """Return whether an architecture's name means a function in a file.
+    """Return whether an architecture's name refers to a function in a file.
 
     Example:
         >>> is_in_file("models/mine.py:graph"), is_in_file("mlp")
@@ -166,7 +167,7 @@ def _from_file(name: str) -> Callable[..., BlockGraph]:
 
 @cache
 def _run(path: Path, *, changed: int) -> ModuleType:  # noqa: ARG001 (a key of the cache)
-    """Run a user's file, once as long as it does not change; it may import what lies beside it."""
+    """Run a user's file, once as long as it does not change; it may import modules of its own folder."""
     found = importlib.util.spec_from_file_location(f"file {path}", path)
     assert found is not None
     assert found.loader is not None

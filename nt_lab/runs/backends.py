@@ -1,4 +1,4 @@
-"""Which backend computes: found out without importing a framework, imported when it is needed."""
+"""Choice of the backend, made without importing a framework; the framework is imported on first use."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Backend:
 
     Attributes:
         name: recorded with every run.
-        engine: what Keras computes with, recorded too; None for other backends.
-        packages: whose versions are recorded.
-        train: (spec, training, data, …) → what was trained.
+        engine: the framework below Keras, recorded too; None for other backends.
+        packages: the packages whose versions are recorded.
+        train: (spec, training, data, …) → :class:`nt_core.checkpoint.Trained`.
         checkpoint: model → its portable checkpoint.
         load: (folder, device=…) → model.
         evaluate: (model, data, aggregation=…) → metrics.
         predict: (model, inputs (N, …)) → logits (M, N, …).
-        execution: makes what says how a model is computed; None: there is no choice.
+        execution: class of the options that say how a model is computed; None: there is no choice.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Backend:
     execution: Callable[..., Any] | None = None
 
     def options(self, execution: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return what is to be added to the arguments of ``train`` for it to compute so.
+        """Return the additional arguments of ``train`` for the wanted execution.
 
         Args:
-            execution: fields of what says how; None: nothing is asked for.
+            execution: fields of the backend's execution options; None: its defaults.
 
         Raises:
             NeuroTrailsError: the backend has no choice.
@@ -69,11 +69,11 @@ class Backend:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What must be installed for a backend; its own package is ``nt_NAME``, its extra has its name.
+    """Packages that a backend needs; its own package is ``nt_NAME``, its extra has its name.
 
     Attributes:
-        packages: all of them.
-        engines: one of them, in the order in which it is chosen; empty: the backend computes by itself.
+        packages: all of them are needed.
+        engines: one of them is needed, chosen in this order; empty: the backend computes by itself.
     """
 
     packages: tuple[str, ...]
@@ -84,7 +84,7 @@ BACKENDS: Final[Mapping[str, Requirements]] = {
     "torch": Requirements(packages=("torch", "accelerate")),
     "keras": Requirements(packages=("keras",), engines=("tensorflow", "jax", "torch")),
 }
-"""In the order in which one is chosen if none is asked for."""
+"""Backends in the order in which one is chosen by default."""
 
 EXTRAS: Final[Mapping[str, str]] = {"tensorflow": "tensorflow", "jax": "jax", "torch": "keras,torch"}
 """The extras that install Keras together with an engine."""
@@ -95,12 +95,12 @@ def choose(name: str | None = None, engine: str | None = None) -> Callable[[], B
 
     Args:
         name: ``"torch"`` or ``"keras"``; None: the first of them that is installed.
-        engine: what Keras computes with, ``"tensorflow"``, ``"jax"`` or ``"torch"``; None: the one Keras was
+        engine: the framework below Keras, ``"tensorflow"``, ``"jax"`` or ``"torch"``; None: the one Keras was
             imported with, else the one that the environment variable ``KERAS_BACKEND`` names, else the first
             that is installed.
 
     Returns:
-        What imports the backend when it is called.
+        A function that imports the backend when it is called.
 
     Raises:
         NeuroTrailsError: an unknown name, a package that is not installed, an engine for a backend that has
@@ -153,7 +153,7 @@ def _default() -> str:
 
 
 def _engine(wanted: str | None, engines: tuple[str, ...]) -> str:
-    """Return what Keras shall compute with."""
+    """Return the engine that Keras shall compute with."""
     loaded = _loaded_engine()
     from_outside = os.environ.get(ENGINE_VARIABLE)
     engine = wanted or loaded or from_outside or next(filter(installed, engines), None)

@@ -1,4 +1,4 @@
-"""Run folders: what a training leaves behind, and how it is read back to be compared."""
+"""Run folders: the files of a training, and their readers for comparisons."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from nt_core.spec import RunSpec
 HISTORY: Final = "history.jsonl"
 SPEC: Final = "spec.yaml"
 FILES: Final = (CONFIG, TENSORS, HISTORY, SPEC)
-"""What a run folder holds; anything else in it is left alone."""
+"""Files of a run folder; any other file in it is left alone."""
 
 MOST_HISTORY_BYTES: Final = 256 << 20
-"""How large a history may be: that of a million epochs."""
+"""Largest size of a history: about that of a million epochs."""
 
 MEMBERS: Final = "members"
 """The folder in an unfinished run's folder where its finished members lie, ``head1``, ``head2``, …."""
 
 STATES: Final = "states"
-"""The folder in an unfinished run's folder from which its training goes on, :mod:`nt_core.states.folder`."""
+"""The folder in an unfinished run's folder that holds the saved states, :mod:`nt_core.states.folder`."""
 
 UNFINISHED: Final = "unfinished"
-"""The folder in a run's folder where a run lies until it is complete."""
+"""The folder in a run's folder that holds the run until it is complete."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RunFolder:
     """The folder of one run: ``config.json``, ``model.safetensors``, ``history.jsonl``, ``spec.yaml``.
 
     Attributes:
-        path: where it is, or shall be.
+        path: of the folder, which need not exist yet.
 
     Example:
         >>> import tempfile
@@ -57,14 +57,14 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether a complete run lies here, or all of it but its last files to be moved."""
+        """Return whether the folder holds a complete run, except perhaps for a move of its last files."""
         return any((folder / CONFIG).exists() for folder in (self.path / UNFINISHED, self.path))
 
     def finish(self) -> bool:
-        """Move the last files of a run that was complete, but stopped while they moved here.
+        """Move the last files of a complete run that stopped while its files were moved here.
 
         Returns:
-            Whether there was one.
+            Whether there was such a run.
         """
         staging = self.path / UNFINISHED
         if not (staging / CONFIG).exists():
@@ -76,14 +76,14 @@ class RunFolder:
     def replacing(self, *, overwrite: bool) -> Iterator[RunFolder]:
         """Give a folder for a new run, whose files move here once it is complete.
 
-        Until then an earlier run stays as it is. What an interrupted run leaves is in ``unfinished``, where
-        the next run goes on from it or replaces it.
+        Until then an earlier run stays unchanged. The files of an interrupted run are in ``unfinished``,
+        where the next run resumes from them or replaces them.
 
         Args:
             overwrite: whether an earlier run may be replaced.
 
         Raises:
-            NeuroTrailsError: a run lies here and may not be replaced.
+            NeuroTrailsError: the folder holds a run that may not be replaced.
         """
         self.finish()
         present = _present(self.path)
@@ -96,7 +96,7 @@ class RunFolder:
         self.finish()
 
     def write_spec(self, run: RunSpec) -> None:
-        """Write the spec, spelled out, so that the run can be repeated from it.
+        """Write the complete spec, from which the run can be repeated.
 
         Raises:
             NeuroTrailsError: the folder cannot be written.
@@ -113,7 +113,7 @@ class RunFolder:
         """Add one record to the history.
 
         Raises:
-            NeuroTrailsError: it cannot be written.
+            NeuroTrailsError: the history cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -126,16 +126,16 @@ class RunFolder:
             ) from None
 
     def forget(self, kept: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Delete what an interrupted run wrote, but for the records of its history that are kept."""
+        """Delete the files of an interrupted run, except for the kept records of its history."""
         path = self.path / HISTORY
         records = [each for each in self.history() if kept(each)] if path.exists() else []
         shutil.rmtree(self.path / STATES, ignore_errors=True)
-        if records:  # in one go: another crash must not lose what was kept
+        if records:  # in one go, because another crash must not lose the kept records
             write_atomically(path, "".join(to_json(each) + "\n" for each in records).encode())
         _delete(self.path, but=(HISTORY,) if records else ())
 
     def history_bytes(self) -> int:
-        """Return how long the history is, once all of it is on disk."""
+        """Flush the history to disk and return its size in bytes."""
         path = self.path / HISTORY
         if not path.exists():
             return 0
@@ -144,16 +144,16 @@ class RunFolder:
             return file.seek(0, os.SEEK_END)
 
     def cut_history(self, size: int) -> None:
-        """Take back what was written to the history after it was ``size`` bytes long."""
+        """Truncate the history to its first ``size`` bytes."""
         path = self.path / HISTORY
         if path.exists():
             os.truncate(path, size)
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the history; a last line that was cut off is left out.
+        """Return the records of the history without a last line that was cut off.
 
         Raises:
-            CheckpointError: it cannot be read, or a line is no JSON object.
+            CheckpointError: the history cannot be read, or a line is no JSON object.
         """
         path = self.path / HISTORY
         try:
@@ -169,10 +169,10 @@ class RunFolder:
         save_checkpoint(self.path, checkpoint)
 
     def record(self) -> dict[str, Any]:
-        """Return what the trainer wrote beside the checkpoint.
+        """Return the trainer's record beside the checkpoint.
 
         Raises:
-            CheckpointError: there is no complete run, or it was not written by ``nt train``.
+            CheckpointError: there is no complete run, or the record was not written by ``nt train``.
         """
         record = read_config(self.path)["record"]
         missing = {"name", "metrics", "cost", "examples", "seconds", "run"} - set(record)
@@ -194,12 +194,13 @@ class RunFolder:
 def row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's line in a comparison.
 
-    Training FLOPs are those of one step × the examples seen, and relative to the single dense network trained
-    on as many examples. The backend is ``torch`` or ``keras/jax``, say; None: the record does not tell. The
-    unit says what metrics are means over: ``examples``, or ``tokens`` of a language model.
+    Training FLOPs are the FLOPs of one step × the examples seen. Relative training FLOPs are relative to the
+    single dense network trained on as many examples. The backend is ``torch`` or ``keras/jax``, say; None:
+    the record does not name it. Metrics are means over the unit: ``examples``, or ``tokens`` of a language
+    model.
 
     Args:
-        record: what :meth:`RunFolder.record` gives.
+        record: of :meth:`RunFolder.record`.
 
     Example:
         >>> cost = {"weights": {"active": 5}, "flops": {"inference": 20, "training_step": 60.0},
@@ -235,7 +236,7 @@ def _backend(record: Mapping[str, Any]) -> str | None:
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of a comparison with what is relative in columns of its own, ``relative_…``.
+    """Return a line of a comparison with its relative figures as columns ``relative_…``.
 
     Example:
         >>> flat({"name": "a", "relative": {"flops_training": 0.5}})
@@ -261,7 +262,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: numbers that are not finite become null, NumPy's become Python's.
+    """Return strict JSON: numbers that are not finite become null, NumPy numbers become Python numbers.
 
     Example:
         >>> to_json({"perplexity": math.inf, "accuracy": 0.5})
@@ -271,7 +272,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; see :func:`to_json`."""
+    """Return a value in types that JSON can hold; see :func:`to_json`."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -298,7 +299,7 @@ def _present(folder: Path) -> list[str]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move a run's files, the config last, so that moving can be taken up again."""
+    """Move a run's files, the config last, so that an interrupted move can be resumed."""
     target.mkdir(parents=True, exist_ok=True)
     for name in reversed(_present(source)):
         if name == CONFIG:
@@ -310,7 +311,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _delete(folder: Path, but: Sequence[str] = ()) -> None:
-    """Delete a run's files, some aside, and its folder if nothing else is in it."""
+    """Delete a run's files except those in ``but``, and its folder if nothing else is in it."""
     if not folder.is_dir():
         return
     for name in FILES:

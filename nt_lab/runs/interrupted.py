@@ -1,4 +1,4 @@
-"""What an interrupted run left in its folder: finished members, and states that its training goes on from."""
+"""Resumption of an interrupted run from its folder: finished members, and saved states of the training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from nt_models import ARCHITECTURES
 
 @dataclass(frozen=True)
 class MemberFolders(MutableMapping[int, Checkpoint]):
-    """Members by number, in folders; what :func:`nt_core.checkpoint.train_members` writes into.
+    """Finished members by number, one folder each, as :func:`nt_core.checkpoint.train_members` writes them.
 
     Attributes:
-        path: of the folder that holds them.
-        origin: what made them, recorded with each: the run's spec, the backend and its engine.
+        path: of the folder that holds the members' folders.
+        origin: recorded with each member: the run's spec, the backend and its engine.
     """
 
     path: Path
@@ -71,11 +71,11 @@ class MemberFolders(MutableMapping[int, Checkpoint]):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far an interrupted run came.
+    """Progress of an interrupted run.
 
     Attributes:
-        members: those that are finished, and those that will be.
-        states: from the last of which its training goes on.
+        members: folders of the finished members, and of members that will be finished.
+        states: saved states, from the last of which training resumes.
     """
 
     members: MemberFolders
@@ -93,18 +93,18 @@ class Progress:
         stopping: Callable[[], bool] = lambda: False,
         execution: Mapping[str, Any] | None = None,
     ) -> Progress:
-        """Take up what an interrupted run left, if it was of the same spec, seed and backend.
+        """Return the progress of an interrupted run, if it had the same spec, seed and backend.
 
-        What another run left is deleted, and so is the history of what will be trained again.
+        The files of any other run are deleted, and so is the history of steps that will be trained again.
 
         Args:
-            unfinished: the folder in which it lies.
-            run: what is to be trained.
-            spec: the same, as an ensemble.
-            backend: what trains it.
+            unfinished: the folder of the unfinished run.
+            run: the run to train.
+            spec: the ensemble of the run.
+            backend: trains the run.
             every: steps from one state to the next; None: five minutes.
-            stopping: is asked after each step whether to save a state and to end.
-            execution: how it is computed, if that was asked for; another way gives other last digits.
+            stopping: called after each step; True saves a state and ends the training.
+            execution: execution options of the backend, if given; other options give other last digits.
         """
         found = {"run": run.to_dict(), "backend": backend.name, "engine": backend.engine}
         found |= {} if execution is None else {"execution": dict(execution)}
@@ -131,18 +131,16 @@ class Progress:
 def begun(
     folder: Path, backend: str | None, engine: str | None, execution: Mapping[str, Any] | None = None
 ) -> tuple[RunSpec, str | None, str | None, Mapping[str, Any] | None]:
-    """Return what was begun in a run's folder and did not come to its end.
-
-    Its spec, its backend and engine, and how it was computed, if that was asked for.
+    """Return the unfinished run in a run's folder: its spec, backend, engine and execution options.
 
     Args:
         folder: of the run.
-        backend: to go on with; None: the one that it was begun with.
-        engine: the same.
-        execution: the same.
+        backend: to resume with; None: the backend of the unfinished run.
+        engine: to resume with; None: the engine of the unfinished run.
+        execution: options to resume with; None: the options of the unfinished run.
 
     Raises:
-        NeuroTrailsError: nothing was begun there, or it is complete.
+        NeuroTrailsError: the folder holds no run, or a complete one.
     """
     if rank() == 0:
         RunFolder(folder).finish()
@@ -157,7 +155,7 @@ def begun(
             )
         )
     origin = _origin(unfinished)
-    # In it a user's own graph stands whole: nothing in a folder of runs is run.
+    # The written spec contains a user's own graph op by op, so no user code is run from a run folder.
     run = read_spec(unfinished.path / SPEC, ARCHITECTURES)
     return (
         run,
@@ -168,7 +166,7 @@ def begun(
 
 
 def _origin(unfinished: RunFolder) -> Mapping[str, Any]:
-    """Return what an interrupted run's states or members say they were made by; nothing if there are none."""
+    """Return the origin in an interrupted run's states or members; empty if there are none."""
     for folder in (unfinished.path / STATES).glob("*"):
         state = States(folder).latest()
         if state is not None:
@@ -180,7 +178,7 @@ def _origin(unfinished: RunFolder) -> Mapping[str, Any]:
 
 
 def _state(states: States, spec: EnsembleSpec, members: MemberFolders) -> State | None:
-    """Return the last state of the first turn whose members are not all there; None: it has not begun."""
+    """Return the last state of the first turn with unfinished members; None: that turn has not begun."""
     for turn in spec.turns:
         numbers = turn.structure.numbers if isinstance(turn.structure, Independent) else ()
         if spec.turns == (spec,) or not set(members).issuperset(numbers):

@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` or ``accelerate launch`` started: which this is, and what they can do."""
+"""Processes started by ``torchrun`` or ``accelerate launch``: this process's rank, and checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nt_lab.runs.backends import Backend
 
 
 def rank() -> int:
-    """Return this process's number among those that ``torchrun`` or ``accelerate launch`` started.
+    """Return this process's rank among the processes that ``torchrun`` or ``accelerate launch`` started.
 
     Example:
         >>> rank()
@@ -19,10 +19,10 @@ def rank() -> int:
 
 
 def restart_problem() -> str | None:
-    """Return why a restart by ``torchrun`` may hang; None: nothing is known that would let it.
+    """Return the reason why a restart by ``torchrun`` may hang; None: no reason is known.
 
-    PyTorch 2.4 and later share one store between restarts, where processes may find addresses of those that
-    died (pytorch issue 135712).
+    PyTorch 2.4 and later share one store between restarts. A restarted process may find there the address of
+    a process that died (pytorch issue 135712).
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if rank() or not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
@@ -34,10 +34,10 @@ def restart_problem() -> str | None:
 
 
 def expect_processes(backend: Backend, shard: bool) -> Backend:
-    """Return a backend, if it can train in as many processes as there are.
+    """Return a backend, after a check that it can train in the processes that were started.
 
     Raises:
-        NeuroTrailsError: it trains in one, and each would train by itself; or it does not shard.
+        NeuroTrailsError: the backend trains in one process only, or cannot shard.
     """
     if shard and backend.name != "torch":
         raise NeuroTrailsError(f"backend {backend.name}: it does not shard; leave --shard out, or use torch")

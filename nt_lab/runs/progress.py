@@ -30,9 +30,9 @@ def progress(console: Console, name: str, figure: str = "accuracy") -> Iterator[
     """Show a training's records as they come.
 
     Args:
-        console: where; a bar is drawn if it is a terminal, else a line about every tenth of the training.
+        console: shows a bar if it is a terminal, else a line about every tenth of the training.
         name: of the run.
-        figure: what tests are shown by: ``accuracy`` or ``perplexity``.
+        figure: the metric shown for tests: ``accuracy`` or ``perplexity``.
 
     Example:
         >>> import io
@@ -81,7 +81,7 @@ class Bar:
 
 
 class Lines:
-    """Records as lines, about ten in all whatever the length of the training."""
+    """Records as lines, about ten in all for any length of training."""
 
     def __init__(self, console: Console, name: str, figure: str = "accuracy") -> None:
         self._console, self._name, self._figure = console, name, figure
@@ -120,7 +120,7 @@ class Lines:
 
 
 def about_members(record: Mapping[str, Any]) -> str:
-    """Return what a record says of members that are finished, or of a state that was found.
+    """Return the message of a record about finished members or about a state that was found.
 
     Example:
         >>> about_members({"event": "member", "trained": (2,), "members": 3})
@@ -146,7 +146,7 @@ def about_members(record: Mapping[str, Any]) -> str:
 
 
 def figures(record: Mapping[str, Any], figure: str = "accuracy") -> str:
-    """Return what a record says of the training, in a line.
+    """Return a record's figures of the training, in a line.
 
     Example:
         >>> figures({"loss": 0.25, "accuracy": 0.5, "density": 0.2, "skipped": 3})

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a training to save its state and stop, the second stops it at once."""
+"""Handlers of Ctrl-C and SIGTERM: the first saves the state and stops, the second stops at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASKING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """A training that was stopped by a signal, whose state is saved.
+    """Raised when a signal stopped a training, whose state is saved.
 
     Attributes:
         exit_code: 128 + the signal's number, as shells have it.
@@ -28,13 +28,13 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 @contextmanager
 def stopping(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Give what tells whether a signal has asked to stop.
+    """Give a function that returns whether a signal has asked the training to stop.
 
     Args:
-        folder: of the run, for what is said in the end.
+        folder: of the run, for the final message.
 
     Raises:
-        Interrupted: the training stopped because of it.
+        Interrupted: the training stopped because of a signal.
     """
     from nt_core.states import Stopped
 

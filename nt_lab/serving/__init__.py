@@ -1,5 +1,5 @@
-"""``nt export``, ``nt predict``, and ``nt bench``: what was trained, served on a CPU.
+"""Serving of a trained ensemble on a CPU (``nt export``, ``nt predict``, ``nt bench``).
 
-In goes a run folder, out come files, predictions, and latencies. It imports ``data``, ``runs``, and
+Input: a run folder. Output: files, predictions, and latencies. This room imports ``data``, ``runs``, and
 ``tables``.
 """

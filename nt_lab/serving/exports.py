@@ -1,4 +1,4 @@
-"""A run as one file: packed for the sparse engine, or ONNX for other runtimes."""
+"""Export of a run as one file: packed for the sparse engine, or ONNX for other runtimes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nt_lab.runs.backends import installed
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file that was written.
+    """An exported file.
 
     Attributes:
-        file: where.
-        bytes: its size.
-        checked: the runtime in which it was loaded, or run and compared; None: it was not there.
-        missing: what would have checked it, but is not installed.
+        file: path of the file.
+        bytes: size of the file.
+        checked: the runtime in which the file was loaded, or run and compared; None: no runtime is installed.
+        missing: the runtime that would have checked the file, but is not installed.
         differs: the largest difference of a logit there from the sparse engine's, relative to the largest.
     """
 
@@ -32,11 +32,11 @@ class Exported:
     differs: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON can hold them."""
+        """Return the fields in types that JSON can hold."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """Return what to tell a person."""
+        """Return size and check of the file as a sentence."""
         size = f"{self.file}: {self.bytes / 1e6:.1f} MB"
         if self.checked is None:
             return f"{size}; not checked: {self.missing} is not installed"
@@ -49,7 +49,7 @@ def to_cpu(run: Path, file: Path, *, batch: int) -> Exported:
     """Pack a run for the sparse engine; see :func:`nt_cpu.pack`.
 
     Raises:
-        CheckpointError: no run is there, or it cannot be packed.
+        CheckpointError: the folder holds no run, or the run cannot be packed.
     """
     import nt_cpu
     from nt_cpu.native import kernels
@@ -65,8 +65,8 @@ def to_onnx(run: Path, file: Path) -> Exported:
     """Write a run as ONNX, and run it in ONNX Runtime if that is installed; see :func:`nt_onnx.export`.
 
     Raises:
-        CheckpointError: no run is there, or the file cannot be written.
-        NeuroTrailsError: the package ``onnx`` is not installed, or ONNX Runtime computes something else.
+        CheckpointError: the folder holds no run, or the file cannot be written.
+        NeuroTrailsError: the package ``onnx`` is not installed, or the logits of ONNX Runtime differ.
     """
     if not installed("onnx"):
         raise NeuroTrailsError("nt export --to onnx: onnx is not installed; pip install 'neurotrails[onnx]'")

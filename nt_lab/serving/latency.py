@@ -1,4 +1,4 @@
-"""How long predictions take: several runtimes in turn, in one process."""
+"""Latency of predictions, measured for several runtimes in turn in one process."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, Final
 import numpy as np
 
 VISIT_SECONDS: Final = 0.02
-"""A runtime is called for so long before it is another's turn."""
+"""Length of a runtime's turn."""
 
 LEAST_VISITS: Final = 5
 
 PAUSE_SECONDS: Final = 0.2
-"""Before each turn: threads of the runtime before it may spin for a while, on cores that this one needs."""
+"""Pause before each turn, because threads of the runtime before may still spin on cores that are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """The time that calls of one runtime took.
+    """Latency of one runtime.
 
     Attributes:
         batch: examples of one call.
-        visits: for each of a runtime's turns, the median seconds of its calls.
-        calls: seconds of every call that was counted.
+        visits: for each turn of the runtime, the median seconds of its calls.
+        calls: seconds of every counted call.
     """
 
     batch: int
@@ -45,16 +45,16 @@ class Latency:
 
     @property
     def p95(self) -> float:
-        """Seconds within which 95 of 100 calls end."""
+        """Seconds within which 95 of 100 calls end, the 95th percentile."""
         return float(np.percentile(self.calls, 95))
 
     @property
     def throughput(self) -> float:
-        """Examples a second, by the median."""
+        """Examples per second, by the median latency."""
         return self.batch / self.median
 
     def times_faster(self, other: Latency) -> float:
-        """How many times as long the other takes: the median of the ratios, turn by turn.
+        """Return the other's latency divided by this one's, as the median of the ratios, turn by turn.
 
         Example:
             >>> fast, slow = (Latency(batch=1, visits=(t, 2 * t), calls=(t,)) for t in (1.0, 3.0))
@@ -64,7 +64,7 @@ class Latency:
         return statistics.median(theirs / own for own, theirs in zip(self.visits, other.visits, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON can hold them."""
+        """Return the figures in types that JSON can hold."""
         figures = {name: getattr(self, name) for name in ("batch", "mean", "median", "p95", "throughput")}
         return {**figures, "calls": len(self.calls)}
 
@@ -72,16 +72,16 @@ class Latency:
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], *, batch: int, seconds: float = 10.0
 ) -> dict[str, Latency]:
-    """Time contenders in turn, so that a slow minute of the machine is shared by all.
+    """Measure contenders in turn, so that a slow minute of the machine affects all of them.
 
     Each turn begins with a pause, in which other runtimes' threads fall asleep. Then a contender is called
-    for 20 ms, at least once. Where that is several calls, the first is not counted: it finds another's data
-    in the caches, which a server that runs one of them never does.
+    for 20 ms, at least once. The first of several calls is not counted, because it finds another runtime's
+    data in the caches, unlike the calls of a server that runs one runtime only.
 
     Args:
-        contenders: what to call, by name; each is called twice beforehand.
+        contenders: functions to call, by name; each is called twice beforehand.
         batch: examples of one call.
-        seconds: how long this may take, about; every contender has at least five turns.
+        seconds: approximate length of the measurement; every contender has at least five turns.
 
     Example:
         >>> found = interleaved({"sum": lambda: sum(range(1000))}, batch=1, seconds=0.2)

@@ -1,4 +1,4 @@
-"""Dense runtimes on CPUs, as others use them: what sparse inference is measured against."""
+"""Dense runtimes on CPUs, as the baselines of sparse inference."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Call = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
 class Dense:
-    """A trained ensemble whose zeros are multiplied, for any of :data:`RUNTIMES`.
+    """A trained ensemble with dense weights, zeros included, for any of :data:`RUNTIMES`.
 
     Args:
-        saved: the ensemble.
+        saved: checkpoint of the ensemble.
     """
 
     def __init__(self, saved: Checkpoint) -> None:
@@ -40,7 +40,7 @@ class Dense:
 
     @cached_property
     def onnx_file(self) -> Path:
-        """The ensemble as an ONNX file, which lies on disk until the ``with`` ends."""
+        """The ensemble as an ONNX file, which stays on disk until the ``with`` ends."""
         import nt_onnx
 
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())
@@ -57,11 +57,11 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """A way to run a dense network.
+    """A runtime for dense networks.
 
     Attributes:
-        packages: what must be installed; the first one's version is reported.
-        start: (network, threads) → what is called.
+        packages: the needed packages; the first one's version is reported.
+        start: (network, threads) → a function of inputs that returns logits.
     """
 
     packages: tuple[str, ...]
@@ -69,12 +69,12 @@ class Runtime:
 
     @property
     def present(self) -> bool:
-        """Whether everything it needs is installed."""
+        """Whether all needed packages are installed."""
         return all(map(installed, self.packages))
 
     @property
     def version(self) -> str:
-        """Of what computes."""
+        """Version of the first package."""
         return metadata.version(self.packages[0])
 
 
@@ -142,4 +142,4 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
     "onnxruntime": Runtime(packages=("onnxruntime", "onnx"), start=_onnxruntime),
     "openvino": Runtime(packages=("openvino", "onnx"), start=_openvino),
 }
-"""Every dense runtime that is known; those that are installed can be used."""
+"""All known dense runtimes by name, installed or not."""

@@ -1,4 +1,4 @@
-"""Serve what was trained on a CPU: predict, and measure how long that takes."""
+"""Serving of a trained ensemble on a CPU: predictions, and measurements of their latency."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from nt_lab.serving.latency import Latency, interleaved
 from nt_lab.serving.runtimes import RUNTIMES, Dense
 
 SPARSE: Final = "nt_cpu"
-"""What the sparse engine is called among runtimes."""
+"""Name of the sparse engine among runtimes."""
 
 AGREEMENT: Final = 1e-4
-"""How far probabilities of two runtimes may lie apart."""
+"""Largest allowed difference between the probabilities of two runtimes."""
 
 
 def open_engine(served: Path, *, batch: int = 64, threads: int = 1) -> nt_cpu.Engine:
     """Load a packed file, or compile a run's folder.
 
     Raises:
-        CheckpointError: neither is there, or it is damaged.
+        CheckpointError: neither is found, or the file or run is damaged.
     """
     if is_packed(served):
         return nt_cpu.load(served, threads=threads)
@@ -45,15 +45,15 @@ def open_engine(served: Path, *, batch: int = 64, threads: int = 1) -> nt_cpu.En
 
 
 def data_of(engine: nt_cpu.Engine, served: Path, source: str | None) -> Batches:
-    """Load examples as the run that trained the ensemble was tested on.
+    """Load the test examples of an ensemble, normalised as in its training.
 
     Args:
         engine: of a run.
-        served: where it came from, for errors.
-        source: other data than the run's own; None: that.
+        served: path from which the engine was loaded, for errors.
+        source: of other data; None: the run's own data.
 
     Raises:
-        CheckpointError: it was not trained by ``nt train``, which says how inputs are normalised.
+        CheckpointError: the ensemble has no record of ``nt train``, which holds the normalisation of inputs.
         DataError: the data does not fit.
     """
     data, normalisation = trained_on(engine.record, str(served))
@@ -63,12 +63,12 @@ def data_of(engine: nt_cpu.Engine, served: Path, source: str | None) -> Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What an ensemble predicts for examples in order.
+    """Predictions of an ensemble for examples in order.
 
     Attributes:
         probabilities: (N, classes), of the ensemble.
         members: (M, N), the class that each member finds most likely.
-        labels: (N,), what is true.
+        labels: (N,), the true classes.
         metrics: of the ensemble.
     """
 
@@ -114,7 +114,7 @@ def predict(engine: nt_cpu.Engine, data: Batches) -> Predictions:
     """Predict labelled examples.
 
     Raises:
-        DataError: the network reads text, of which every token is an example.
+        DataError: the network reads text, whose examples are single tokens.
     """
     if isinstance(engine.spec.graph.input, Tokens):
         raise DataError(
@@ -138,15 +138,15 @@ def predict(engine: nt_cpu.Engine, data: Batches) -> Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One runtime at one batch size.
+    """Measurement of one runtime at one batch size.
 
     Attributes:
         runtime: a name of :data:`nt_lab.serving.runtimes.RUNTIMES`, or :data:`SPARSE`.
-        latency: what it took.
-        flops: what it executes for one example.
-        peak: what the machine does at most, FLOP/s; None: not known.
+        latency: of the runtime.
+        flops: executed for one example.
+        peak: of the machine, in FLOP/s; None: not known.
         differs: the largest difference of a probability from the sparse engine's; None: not compared.
-        times_slower: than the sparse engine.
+        times_slower: latency divided by the sparse engine's.
     """
 
     runtime: str
@@ -158,16 +158,16 @@ class Measured:
 
     @property
     def agrees(self) -> bool:
-        """Whether it predicts what the sparse engine predicts."""
+        """Whether the probabilities agree with the sparse engine's, or were not compared."""
         return self.differs is None or self.differs <= AGREEMENT
 
     @property
     def share_of_peak(self) -> float | None:
-        """FLOPs executed over those that the machine could have."""
+        """FLOP/s of the runtime divided by the machine's peak; None: the peak is not known."""
         return None if self.peak is None else self.flops * self.latency.throughput / self.peak
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON can hold them."""
+        """Return the figures in types that JSON can hold."""
         names = ("runtime", "flops", "share_of_peak", "differs", "agrees", "times_slower")
         return {name: getattr(self, name) for name in names} | self.latency.to_dict()
 
@@ -186,13 +186,13 @@ def bench(
 
     Args:
         served: a run's folder, or a packed file.
-        run: the run that was packed. A packed file does not hold dense weights: without it the runtimes get
-            an ensemble of the same spec with other values, and predictions are not compared.
+        run: the run that was packed, because a packed file does not hold dense weights. Without the run, the
+            runtimes get an ensemble of the same spec with other values, and predictions are not compared.
         batches: examples of one call.
         threads: of each runtime.
-        runtimes: names of :data:`nt_lab.serving.runtimes.RUNTIMES`; none: all that are installed.
-        seconds: for each batch size, about.
-        report: gets a line when something begins that takes time.
+        runtimes: names of :data:`nt_lab.serving.runtimes.RUNTIMES`; none: all installed runtimes.
+        seconds: approximate length of the measurement for each batch size.
+        report: receives a line before each slow part.
 
     Raises:
         CheckpointError: as :func:`open_engine`.
@@ -243,7 +243,7 @@ def choose_runtimes(names: Sequence[str]) -> list[str]:
 
 
 def untrained(spec: EnsembleSpec, seed: int = 0) -> Checkpoint:
-    """Return an ensemble as it is before training: for measuring, any values will do."""
+    """Return an untrained ensemble, because latency does not depend on the values of weights."""
     masks = dict(initial_masks(spec.topology, spec.layout, seed))
     values = {
         name: np.where(masks[name].dense(), value, 0) if name in masks else value

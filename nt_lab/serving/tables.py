@@ -1,4 +1,4 @@
-"""Tables of predictions and of how long they take."""
+"""Tables of predictions and of their latency."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nt_lab.serving.serve import AGREEMENT, SPARSE, Measured, Predictions
 from nt_lab.tables import narrow_table, si
 
 SHOWN: Final = 5
-"""Predictions that are shown; all of them go into a file."""
+"""Number of predictions that are shown; a file holds all of them."""
 
 
 def predictions_table(found: Predictions) -> Table:
-    """Return the first predictions."""
+    """Return a table of the first predictions."""
     rows = list(islice(found.rows(), SHOWN))
     rest = len(found.labels) - len(rows)
     table = narrow_table(caption=f"and {rest:,} more; --out FILE writes them all" if rest else None)
@@ -35,7 +35,7 @@ def predictions_table(found: Predictions) -> Table:
 
 
 def bench_table(found: Sequence[Measured]) -> Table:
-    """Return how long each runtime takes at each batch size."""
+    """Return a table of each runtime's latency at each batch size."""
     table = narrow_table()
     table.add_column("runtime", no_wrap=True)
     for name in ("mean ms", "median", "p95", "examples/s", "FLOPs", "of peak", "× nt_cpu", "agrees"):
@@ -59,7 +59,7 @@ def _cells(line: Measured) -> Iterator[str]:
 
 
 def bench_notes(found: Sequence[Measured], threads: int) -> Iterator[str]:
-    """Yield what the table does not say."""
+    """Yield notes on the table: threads, versions, runtimes that are not installed, agreement."""
     peak = found[0].peak
     measured = "" if peak is None else f", which does {si(peak)}FLOP/s in registers"
     yield f"{threads} thread{'s' * (threads > 1)} of this machine{measured}; FLOPs of one example"

@@ -1,5 +1,5 @@
-"""``nt sweep``: a grid of runs, each in a process of its own, with its tables and plots.
+"""Sweeps (``nt sweep``): a grid of runs, each in a process of its own, with its tables and plots.
 
-In go a spec file and values for its fields, out come run folders, one table, and plots. It imports ``runs``,
-``training``, and ``tables``.
+Input: a spec file and values for its fields. Output: run folders, one table, and plots. This room imports
+``runs``, ``training``, and ``tables``.
 """

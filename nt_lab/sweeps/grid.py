@@ -1,4 +1,4 @@
-"""The grid of a sweep: which fields take which values, and the run that each point stands for."""
+"""The grid of a sweep: the values of each field, and the run of each point."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ FIELDS: Final[Mapping[str, str]] = {
     "drop_fraction": "topology.drop_fraction.start",
     "interval": "topology.interval",
 }
-"""Short names and what they stand for; ``heads`` depends on the structure."""
+"""Short names of fields; ``heads`` is missing, because its path depends on the structure."""
 
 HEADS: Final = "heads"
 COUNTS: Final = ("heads", "count")
-"""What structures call their number of members."""
+"""Names of the field that holds a structure's number of members."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A field and the values it takes.
+    """A swept field and its values.
 
     Attributes:
-        field: as it was asked for.
-        path: its place in a spec file.
+        field: name of the field, as given with ``--over``.
+        path: of the field in a spec file.
         values: at least one.
     """
 
@@ -51,9 +51,9 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        name: of its folder: ``sparsity=0.8,seed=0``.
+        name: of the run's folder: ``sparsity=0.8,seed=0``.
         point: field → value, in the order of the axes.
-        run: its whole spec.
+        run: whole spec of the run.
     """
 
     name: str
@@ -73,7 +73,7 @@ def grid(
     """Return every run of a sweep, each checked as far as a spec can be.
 
     Args:
-        source: what ``SPEC`` names.
+        source: the command line's ``SPEC``.
         over: fields: a key of :data:`FIELDS`, ``heads``, or any path that ``--set`` takes.
         values: for each field its values, comma-separated, each read as YAML.
         seeds: comma-separated.
@@ -81,8 +81,8 @@ def grid(
         preset: as for :func:`nt_lab.runs.architectures.read`.
 
     Raises:
-        NeuroTrailsError: an unknown field (with the nearest), no values, a value twice, or one that does not
-            validate; the message names the point.
+        NeuroTrailsError: an unknown field (the message names the nearest), no values, a value twice, or a
+            value that is not valid (the message names the point).
 
     Example:
         >>> jobs = grid("neurotrails", ["sparsity", "heads"], ["0.8,0.9", "2"], "0,1")
@@ -173,7 +173,7 @@ def _job(
 
 
 def _as_name(value: Any) -> str:
-    """Return a value as a part of a folder's name; one that has other characters gets a digest."""
+    """Return a value as a part of a folder's name: its text, or a digest if the text has other characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     plain = re.sub(r"[^\w.+-]+", "-", text).strip("-.")
     if plain == text:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Those of Okabe and Ito, which the colour-blind tell apart."""
+"""Colours of Okabe and Ito, which colour-blind readers can tell apart."""
 
 STYLE: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
@@ -41,7 +41,7 @@ class Panel:
     Attributes:
         key: of the figure in a row.
         label: of the axis, with its unit.
-        scale: what figures are multiplied by.
+        scale: factor of the figures.
         from_zero: whether the axis begins at 0.
     """
 
@@ -63,7 +63,7 @@ FLOPS: Final = Panel(
     key="relative_flops_inference", label="inference FLOPs\n(× one dense network)", from_zero=True
 )
 SECOND: Final[Mapping[str, Panel]] = {"split": DISAGREEMENT, "heads": FLOPS}
-"""What stands below accuracy where this field was swept."""
+"""Second panel, below accuracy, by the swept field."""
 
 LABELS: Final[Mapping[str, str]] = {
     "split": "backbone length (counted blocks)",
@@ -75,13 +75,14 @@ LABELS: Final[Mapping[str, str]] = {
 
 
 def sweep_figure(rows: Rows, fields: Sequence[str]) -> Figure:
-    """Draw accuracy, and what else suits the first field, over its values; a line for each of the others'.
+    """Draw accuracy, and the first field's second panel if it has one, over the values of the first field.
 
-    Points are means over seeds, bars their standard deviations, small dots single runs.
+    Each combination of the other fields' values has a line. Points are means over seeds, bars are standard
+    deviations, small dots are single runs.
 
     Args:
-        rows: of :func:`nt_lab.sweeps.records.table`; those that did not finish are left out.
-        fields: that were swept.
+        rows: of :func:`nt_lab.sweeps.records.table`; unfinished runs are left out.
+        fields: the swept fields.
 
     Raises:
         NeuroTrailsError: no run finished.
@@ -113,7 +114,7 @@ def sweep_figure(rows: Rows, fields: Sequence[str]) -> Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class _Scale:
-    """Where values stand on the x axis: numbers at themselves, names one beside the other."""
+    """Positions of values on the x axis: numbers at their value, names at equal distances."""
 
     values: tuple[Any, ...]
     numbers: bool
@@ -140,7 +141,7 @@ class _Scale:
 def _draw_points(
     ax: Axes, panel: Panel, rows: Rows, places: Sequence[float], *, joined: bool, colour: str, label: str
 ) -> None:
-    """Draw means over the rows of a place, joined where the axis has an order."""
+    """Draw means over the rows of each position, joined by a line where the axis has an order."""
     found: dict[float, list[float]] = {}
     for row, place in zip(rows, places, strict=True):
         if row[panel.key] is not None:
@@ -156,11 +157,11 @@ def _draw_points(
 
 
 def history_figure(histories: Mapping[str, Rows], *, tokens: bool = False) -> Figure:
-    """Draw accuracy and disagreement over the steps of training, and what updates did where there are any.
+    """Draw accuracy, disagreement and the figures of topology updates, if any, over the steps of training.
 
     Args:
         histories: name of a run → its events, as :meth:`nt_lab.runs.folder.RunFolder.history` gives them.
-        tokens: whether they are language models, which have perplexity in the place of accuracy.
+        tokens: whether the runs are language models, whose figure is perplexity instead of accuracy.
 
     Raises:
         NeuroTrailsError: no run has an epoch.
@@ -212,7 +213,7 @@ CURVES: Final[Mapping[Panel, tuple[str, Callable[[Mapping[str, Any]], float | No
     ),
     Panel(key="head_overlap", label="mask overlap\nof heads (%)", scale=100): ("update", _of("head_overlap")),
 }
-"""What a history is drawn from: the kind of event, and the figure in it."""
+"""Source of each panel of a history: the kind of event, and the figure in it."""
 
 
 def _curve(

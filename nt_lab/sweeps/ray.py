@@ -16,10 +16,10 @@ from nt_lab.sweeps.records import Execute
 
 
 def expect_ray() -> None:
-    """Raise unless Ray Tune is installed.
+    """Check that Ray Tune is installed.
 
     Raises:
-        NeuroTrailsError: it is not; the message says how to install it.
+        NeuroTrailsError: Ray Tune is not installed; the message gives the command that installs it.
     """
     if find_spec("ray") is None or find_spec("ray.tune") is None:
         raise NeuroTrailsError("--runner ray: Ray Tune is not installed; pip install 'neurotrails[ray]'")
@@ -37,19 +37,19 @@ def run_jobs_with_ray(
     """Run jobs as trials; the twin of :func:`nt_lab.sweeps.records.run_jobs`.
 
     A trial's training is a process of its own that writes its run's folder, which every machine must see
-    under the same path. Tune decides where and when; what it keeps itself lies in ``out/ray``. A cluster is
-    used where ``RAY_ADDRESS`` names one, else this machine.
+    under the same path. Tune chooses machine and time of each trial. Tune's own files are in ``out/ray``. The
+    trials run on the cluster that ``RAY_ADDRESS`` names, else on this machine.
 
     Args:
-        jobs: what to run.
+        jobs: the jobs to run.
         out: the sweep's folder.
-        execute: trains one; it is pickled.
-        at_once: the most trials at a time; None: as many as there is room for.
-        gpus: that each trial reserves.
-        report: receives each as it ends, with its error or None; here, after all of them.
+        execute: trains one job; it is pickled.
+        at_once: largest number of trials at a time; None: as many as Ray has resources for.
+        gpus: number that each trial reserves.
+        report: receives each job with its error or None, after all jobs have ended.
 
     Returns:
-        Name of a failed job → why.
+        Name of each failed job → reason.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import ray

@@ -1,4 +1,4 @@
-"""Sweeps: a grid of runs, each in a process and a folder of its own; resumed, and summed up in one table."""
+"""Runs of a sweep, each in a process and a folder of its own: resumption, and one table of all results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nt_lab.runs.folder import RunFolder, flat, plain, row
 from nt_lab.sweeps.grid import Job
 
 Execute = Callable[[Job, Path], str | None]
-"""Trains a job into a folder; returns why it failed, or None."""
+"""Function that trains a job into a folder and returns the reason of a failure, or None."""
 
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 FIGURES: Final = (
@@ -34,13 +34,13 @@ FIGURES: Final = (
 def unfinished(
     jobs: Sequence[Job], out: Path, options: Mapping[str, Any], *, overwrite: bool = False
 ) -> list[Job]:
-    """Return the jobs that are still to be run: those without a finished run in their folder.
+    """Return the jobs without a finished run in their folder.
 
     Args:
-        jobs: all of them.
+        jobs: all jobs of the sweep.
         out: the sweep's folder.
-        options: ``backend`` and ``engine`` that were asked for; None: any.
-        overwrite: whether a run of another spec, or of another backend, is run anew; else it is an error.
+        options: the wanted ``backend`` and ``engine``; None: any.
+        overwrite: whether a run of another spec or backend is trained anew; else such a run is an error.
 
     Raises:
         NeuroTrailsError: a folder holds a run of another spec or backend.
@@ -84,17 +84,17 @@ def run_jobs(
     at_once: int = 1,
     report: Callable[[Job, str | None], None] = lambda *_: None,
 ) -> dict[str, str]:
-    """Run jobs one after another, or several at a time; one that fails does not stop the others.
+    """Run jobs, ``at_once`` at a time; a failure does not stop the others.
 
     Args:
-        jobs: what to run.
+        jobs: the jobs to run.
         out: the sweep's folder.
-        execute: trains one.
-        at_once: how many at a time.
-        report: receives each as it ends, with its error or None.
+        execute: trains one job.
+        at_once: number of jobs at a time.
+        report: receives each job at its end, with its error or None.
 
     Returns:
-        Name of a failed job → why.
+        Name of each failed job → reason.
     """
     errors: dict[str, str] = {}
     pool = ThreadPoolExecutor(max_workers=at_once)
@@ -113,7 +113,7 @@ def run_jobs(
 
 
 def threads(at_once: int) -> dict[str, str]:
-    """Return what keeps several processes from using every core each; a variable that is set stays."""
+    """Return variables that divide the cores among processes; none if ``OMP_NUM_THREADS`` is set already."""
     if at_once == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
@@ -123,9 +123,9 @@ def table(jobs: Sequence[Job], out: Path, errors: Mapping[str, str]) -> list[dic
     """Return one tidy row for each run: swept fields, seed, folder, status, error, figures.
 
     Args:
-        jobs: all of the sweep.
-        out: its folder.
-        errors: name of a failed job → why.
+        jobs: all jobs of the sweep.
+        out: the sweep's folder.
+        errors: name of each failed job → reason.
     """
     return [_row(job, out / job.name, errors.get(job.name)) for job in jobs]
 
@@ -148,11 +148,12 @@ def _row(job: Job, folder: Path, error: str | None) -> dict[str, Any]:
 def points(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row for each point of the grid: mean and standard deviation of each figure over its seeds.
 
-    The deviation is that of a sample, n − 1; None for one run. Runs that failed are left out and counted.
+    The deviation is that of a sample, n − 1; None for one run. Failed runs are left out of the mean and
+    counted.
 
     Args:
-        rows: what :func:`table` gives.
-        fields: that were swept.
+        rows: of :func:`table`.
+        fields: the swept fields.
 
     Example:
         >>> two = [{"heads": 2, "status": FINISHED, **dict.fromkeys(FIGURES, value)} for value in (1.0, 3.0)]

@@ -1,4 +1,4 @@
-"""``nt sweep`` from end to end: check the grid, run what is missing, write table and plot."""
+"""Whole sweep of ``nt sweep``: check the grid, train the unfinished runs, write table and plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNNERS: Final = ("local", "ray")
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What ``nt sweep`` was asked for; its options."""
+    """Arguments and options of ``nt sweep``."""
 
     source: str
     over: Sequence[str]
@@ -39,13 +39,13 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """A sweep that was run.
+    """Result of a sweep.
 
     Attributes:
-        fields: that were swept.
+        fields: the swept fields.
         rows: one for each run; see :func:`nt_lab.sweeps.records.table`.
-        errors: name of a failed run → why.
-        files: table and plots.
+        errors: name of each failed run → reason.
+        files: paths of the table and the plots.
     """
 
     fields: Sequence[str]
@@ -55,11 +55,11 @@ class Swept:
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """One for each point of the grid; see :func:`nt_lab.sweeps.records.points`."""
+        """Return one row for each point of the grid; see :func:`nt_lab.sweeps.records.points`."""
         return points(self.rows, self.fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
+        """Return all results in types that JSON can hold."""
         return {
             "fields": list(self.fields),
             "runs": list(self.rows),
@@ -69,16 +69,16 @@ class Swept:
 
 
 def run(asked: Sweep, out: Path | None, say: Callable[[str], None], execute: Execute | None = None) -> Swept:
-    """Run a sweep; what is finished in its folder is not run again.
+    """Run a sweep except for the runs that are finished in its folder.
 
     Args:
-        asked: the grid and how it is run.
+        asked: the grid and its options.
         out: the sweep's folder; None: ``sweeps/NAME``.
         say: receives a line for each run.
-        execute: trains one; None: in a process of its own.
+        execute: trains one run; None: each run has a process of its own.
 
     Raises:
-        NeuroTrailsError: a mistake in the grid, found before anything is run; files that cannot be written.
+        NeuroTrailsError: the grid has a mistake (raised before any training), or files cannot be written.
     """
     jobs = grid(
         asked.source, asked.over, asked.values, asked.seeds, overrides=asked.overrides, preset=asked.preset
@@ -148,7 +148,7 @@ def write(rows: Sequence[Mapping[str, Any]], fields: Sequence[str], folder: Path
 
 
 def _column(values: Sequence[Any]) -> list[Any]:
-    """Return swept values as one type: numbers as they are; names and mappings, and mixtures, as text."""
+    """Return swept values as one type: numbers unchanged; names, mappings, and mixtures as text."""
     if len({type(value) for value in values}) == 1 and isinstance(values[0], int | float | str):
         return list(values)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

@@ -18,8 +18,8 @@ def points_table(points: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> 
     """Return one line for each point of a sweep: mean ± standard deviation over seeds.
 
     Args:
-        points: what :func:`nt_lab.sweeps.records.points` gives.
-        fields: that were swept.
+        points: of :func:`nt_lab.sweeps.records.points`.
+        fields: the swept fields.
     """
     units = {point["unit"] for point in points}
     figures = columns(units)
@@ -58,12 +58,12 @@ HISTORY_LINES: Final = 20
 
 
 def history_table(name: str, events: Sequence[Mapping[str, Any]], *, tokens: bool = False) -> Table:
-    """Return a run's epochs, at most twenty of them, evenly spaced, the last one always.
+    """Return a table of at most twenty epochs of a run, evenly spaced, always with the last epoch.
 
     Args:
         name: of the run.
-        events: what :meth:`nt_lab.runs.folder.RunFolder.history` gives.
-        tokens: whether it is a language model.
+        events: of :meth:`nt_lab.runs.folder.RunFolder.history`.
+        tokens: whether the run is a language model.
     """
     epochs = [event for event in events if event["event"] == "epoch"]
     first = leading("tokens" if tokens else "examples").name
@@ -91,7 +91,7 @@ def history_table(name: str, events: Sequence[Mapping[str, Any]], *, tokens: boo
 
 
 def ood_table(found: Mapping[str, Any]) -> Group:
-    """Return how well a dataset is told from the test set; see :func:`nt_lab.evaluation.ood.measure_ood`."""
+    """Return the table of out-of-distribution detection; see :func:`nt_lab.evaluation.ood.measure_ood`."""
     share = found["outside"] / (found["inside"] + found["outside"])
     table = narrow_table()
     for title in ("AUROC", "AUPR", "FPR95"):
@@ -105,7 +105,7 @@ def corruptions_table(found: Mapping[str, Any], clean: float) -> Table:
     """Return accuracy by corruption and severity; see :mod:`nt_lab.evaluation.corruptions`.
 
     Args:
-        found: what was measured.
+        found: the measurements.
         clean: accuracy on the same examples, uncorrupted.
     """
     score = (

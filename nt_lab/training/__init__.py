@@ -1,5 +1,5 @@
-"""``nt train``: joins a spec, data, a backend, and a run folder.
+"""Training (``nt train``): joins a spec, data, a backend, and a run folder.
 
-In goes a :class:`nt_core.RunSpec`, out comes a finished run. It imports ``data``, ``evaluation``, ``runs``,
-and ``console``.
+Input: a :class:`nt_core.RunSpec`. Output: a finished run. This room imports ``data``, ``evaluation``,
+``runs``, and ``console``.
 """

@@ -1,4 +1,4 @@
-"""Train: what joins a spec, data, a backend and a run folder."""
+"""Training of a run from a spec, data, a backend and a run folder."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from nt_lab.runs.interrupted import Progress
 from nt_lab.runs.processes import expect_processes, rank
 
 STREAM_EPOCHS: Final = 10
-"""How many times a model is tested while it is trained on a stream, which has no epochs of its own."""
+"""Number of tests during training on a stream, which has no epochs of its own."""
 
 KEPT_EVENTS: Final = ("update", "epoch", "skipped", "member", "heads")
 VERSIONS: Final = ("numpy", "datasets")
-"""Packages whose versions are recorded with every run, beside those of its backend."""
+"""Packages whose versions are recorded with every run, in addition to the backend's packages."""
 
 
 def train(
@@ -48,34 +48,34 @@ def train(
     shard: bool = False,
     execution: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train what a spec file declares and write the run's folder.
+    """Train the ensemble of a spec file and write the run's folder.
 
-    What an interrupted run of the same spec left in the folder is gone on from, to the same end, bit for bit,
-    as if it had not been interrupted; of one that was complete, but for moving its files, the record is
+    An interrupted run of the same spec in the folder is resumed. Its result is bit for bit that of an
+    uninterrupted run. If the interrupted run was complete except for the move of its files, its record is
     returned.
 
     Args:
         run: the spec, as it shall be recorded.
-        folder: where the run is written.
-        device: for the backend; None: what it finds.
-        trackers: ``"tensorboard"`` say.
+        folder: of the run.
+        device: for the backend; None: the backend's choice.
+        trackers: names of trackers, ``"tensorboard"`` say.
         overwrite: whether an earlier run in the folder may be replaced.
-        report: receives the backend's records as they come.
-        backend: makes the backend, once everything else is known to be right; None: what
-            :func:`nt_lab.runs.backends.choose` finds.
+        report: receives the backend's records during training.
+        backend: makes the backend, once everything else is checked; None: the choice of
+            :func:`nt_lab.runs.backends.choose`.
         save_every: optimiser steps from one saved state to the next; None: five minutes.
-        stopping: is asked after each step whether to save the state and to end.
+        stopping: called after each step; True saves the state and ends the training.
         shard: divide the weights among the processes that ``torchrun`` started, instead of the batches alone.
-        execution: how it is computed, for a backend that has a choice: ``nt_torch.Execution``'s fields.
+        execution: fields of ``nt_torch.Execution``, for a backend that has execution options.
 
     Returns:
-        The record that stands beside the checkpoint; ``nt_lab.runs.folder.row`` makes a table row of it.
-        Of several processes that ``torchrun`` started, the first writes the run; the others return nothing.
+        The record beside the checkpoint, which ``nt_lab.runs.folder.row`` turns into a table row. Of several
+        processes that ``torchrun`` started, the first writes the run; the others return an empty record.
 
     Raises:
-        NeuroTrailsError: the spec, the data or the folder will not do. Nothing is lost: an earlier run stays
-            until the new one is complete.
-        Stopped: ``stopping`` said so; the same call goes on from there.
+        NeuroTrailsError: the spec, the data or the folder is unusable. An earlier run stays until the new one
+            is complete.
+        Stopped: ``stopping`` returned True; the same call resumes the training.
     """
     spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(1, limit=spec.longest)  # an open-ended plan is an error before any data is loaded
@@ -140,7 +140,7 @@ def _prepared(
     shard: bool,
     execution: Mapping[str, Any] | None,
 ) -> tuple[Split, Backend, dict[str, Any]]:
-    """Return what every process trains with: the data, the backend, and what its ``train`` is asked for."""
+    """Return the data, the backend, and the arguments of its ``train``, which every process needs."""
     split = load(run.data, spec.graph, run.seed, stream_epoch=_stream_epoch(run), held_out=_held_out(spec))
     chosen = expect_processes(make_backend(), shard)
     sharded = {"shard": True} if shard else {}
@@ -154,10 +154,10 @@ def _held_out(spec: EnsembleSpec) -> float | None:
 def _fitted(
     spec: EnsembleSpec, backend: Backend, trained: Trained[Any], split: Split
 ) -> tuple[dict[str, Any], Metrics]:
-    """Fit an aggregation that is to be fitted.
+    """Fit the aggregation, if the spec declares a fitted one.
 
     Returns:
-        What the record says of it, and the metrics on the test set.
+        The entries of the record about the fit, and the metrics on the test set.
     """
     assert trained.metrics is not None
     if not isinstance(spec.aggregation, FittedAverage):
@@ -170,13 +170,13 @@ def _fitted(
 
 
 def _stream_epoch(run: RunSpec) -> int | None:
-    """Return how many sequences of a stream are an epoch: those of whole optimiser steps."""
+    """Return the number of a stream's sequences in one epoch, that of whole optimiser steps."""
     steps = run.plan.steps
     return None if steps is None else math.ceil(steps / STREAM_EPOCHS) * run.training.batch_size
 
 
 def _figures(spec: EnsembleSpec, saved: Checkpoint) -> dict[str, Any]:
-    """Return what the trained ensemble costs, by the masks it ended with."""
+    """Return the cost of the trained ensemble by its final masks."""
     counts = {placed.name: placed.weight.size for placed in spec.layout.sparsifiable}
     counts |= {name: mask.count for name, mask in saved.masks.items()}
     figures = cost(spec, counts).to_dict()
@@ -218,7 +218,7 @@ def _record(
 
 
 def _where(backend: Backend, start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what computed a run."""
+    """Return the backend, engine, device and versions of a run."""
     engine = {} if backend.engine is None else {"engine": backend.engine}
     return {
         "backend": backend.name,
@@ -229,10 +229,10 @@ def _where(backend: Backend, start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Return the versions of what computed a result.
+    """Return the versions of the packages that computed a result.
 
     Args:
-        packages: those of the backend; one that was not imported computed nothing and is left out.
+        packages: of the backend; a package that was not imported is left out, because it computed nothing.
 
     Example:
         >>> versions()["neurotrails"] == nt_core.__version__
@@ -247,6 +247,6 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 def result(record: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """Return a finished run's line of a table, and where it lies."""
+    """Return a finished run's table row, and its folder."""
     counted = {"skipped": record["skipped"]} if "skipped" in record else {}
     return row(record) | counted | {"folder": str(folder)}

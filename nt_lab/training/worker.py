@@ -1,4 +1,4 @@
-"""One training in a process of its own: a job as JSON on stdin, its outcome as the last line on stdout."""
+"""Training in a process of its own: a job as JSON on stdin, its outcome as the last line on stdout."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from nt_core.errors import NeuroTrailsError
 from nt_core.spec import RunSpec
 
 LOG: Final = "error.txt"
-"""The file in a failed run's folder that holds all it wrote to stderr."""
+"""The file in a failed run's folder that holds its whole stderr."""
 
 
 def run_alone(
     run: RunSpec, folder: Path, options: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> str | None:
-    """Train in a new process; whatever happens to it, this one goes on.
+    """Train in a new process, whose failure does not end this process.
 
     Args:
-        run: what is trained.
-        folder: where the run is written; an earlier one there is replaced.
+        run: the run to train.
+        folder: of the run; an earlier run there is replaced.
         options: ``backend``, ``engine`` and ``device``, as on the command line.
         environment: variables to add to this process's own.
 
     Returns:
-        None, or why it failed, in a line or two; the whole of its stderr is then in ``error.txt`` there.
+        None, or the reason of the failure in a line or two; ``error.txt`` in the folder then holds the whole
+        stderr.
     """
     job = {"run": run.to_dict(), "folder": str(folder), **options}
     done = subprocess.run(
@@ -61,7 +62,7 @@ def _outcome(done: subprocess.CompletedProcess[str]) -> str | None:
 
 
 def main() -> None:
-    """Train what stdin asks for; a user's mistake is an outcome, a defect a traceback.
+    """Train the job on stdin; a user's mistake is an outcome, a defect is a traceback.
 
     Example:
         >>> main  # doctest: +ELLIPSIS

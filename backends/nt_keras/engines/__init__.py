@@ -1,5 +1,5 @@
 """Differences between Keras' engines: TensorFlow, JAX, and PyTorch; devices and layouts of arrays.
 
-In go tensors and variables of any engine, out come the same operations on each. It imports nothing else of
-this package.
+Input: tensors and variables of any engine. Output: the same operations on each. This room imports nothing
+else of this package.
 """

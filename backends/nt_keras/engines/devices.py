@@ -1,4 +1,4 @@
-"""Where models live."""
+"""Devices of models, by the same names on every engine."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def on_device(name: str | None) -> Iterator[None]:
     kind, _, number = name.replace("cuda", "gpu").partition(":")
     if f"{kind}:{number or 0}" not in list_devices():
         raise DataError(f"device {name!r}: {ENGINE} finds {', '.join(list_devices())}; leave the device out")
-    # Moved to "cpu:0", what was a parameter of PyTorch is none any longer.
+    # A parameter of PyTorch that is moved to "cpu:0" stops being a parameter.
     with keras.device("cpu" if (ENGINE, kind) == ("torch", "cpu") else f"{kind}:{number or 0}"):
         yield
 
 
 def list_devices() -> list[str]:
-    """Name the devices there are, as Keras does.
+    """Return the names of all devices, as Keras names them.
 
     Example:
         >>> "cpu:0" in list_devices()
@@ -55,12 +55,12 @@ def list_devices() -> list[str]:
 
 
 def has_accelerator() -> bool:
-    """Tell whether there is anything but CPUs."""
+    """Return whether there is a device other than CPUs."""
     return any(not name.startswith("cpu") for name in list_devices())
 
 
 def device_of(model: keras.Model) -> str:
-    """Name the kind of device a model's weights are on.
+    """Return the kind of device that holds a model's weights.
 
     Example:
         >>> import nt_core, nt_models, nt_keras

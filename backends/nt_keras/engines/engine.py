@@ -1,4 +1,4 @@
-"""What differs between Keras' engines: TensorFlow, JAX and PyTorch."""
+"""Operations that differ between Keras' engines: TensorFlow, JAX and PyTorch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENGINE: str = keras.backend.backend()
-"""Fixed when Keras is first imported."""
+"""Name of the engine, fixed when Keras is first imported."""
 
 Action = Callable[..., None]
-"""Assigns to variables."""
+"""Function that assigns to variables."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -26,7 +26,7 @@ def to_numpy(variable: Any) -> NDArray[Any]:
 
 
 def replicas(variable: Any) -> list[NDArray[Any]]:
-    """Return a variable's value on each replica of a distribution strategy; one where there is none."""
+    """Return a variable's value on each replica of a distribution strategy; one value without a strategy."""
     values = getattr(variable.value, "values", None)
     if ENGINE == "tensorflow" and isinstance(values, tuple):
         return [np.asarray(value) for value in values]
@@ -34,7 +34,7 @@ def replicas(variable: Any) -> list[NDArray[Any]]:
 
 
 def strategy_of(variable: Any) -> Any:
-    """Return the distribution strategy in whose scope a variable was made; None if there was none."""
+    """Return the distribution strategy in whose scope a variable was made; None: no strategy."""
     return getattr(variable.value, "distribute_strategy", None) if ENGINE == "tensorflow" else None
 
 
@@ -45,7 +45,7 @@ def scope_of(variable: Any) -> AbstractContextManager[Any]:
 
 
 def outside_graphs() -> AbstractContextManager[Any]:
-    """Make a context in which things are done once and now, even while TensorFlow traces a function."""
+    """Make a context in which code is executed once and at once, even while TensorFlow traces a function."""
     if ENGINE != "tensorflow":
         return nullcontext()
     import tensorflow as tf
@@ -55,7 +55,7 @@ def outside_graphs() -> AbstractContextManager[Any]:
 
 
 def as_written(method: Method) -> Method:
-    """Keep TensorFlow from rewriting a method while it traces a function of somebody's own."""
+    """Keep TensorFlow from rewriting a method while it traces a user's function."""
     if ENGINE != "tensorflow":
         return method
     import tensorflow as tf
@@ -65,7 +65,7 @@ def as_written(method: Method) -> Method:
 
 
 def sync(model: keras.Model) -> None:
-    """Bring a model's variables up to date: JAX keeps them in the training loop meanwhile."""
+    """Update a model's variables, because JAX keeps their values in the training loop."""
     if ENGINE == "jax":
         model.jax_state_sync()
 
@@ -86,8 +86,7 @@ def add_up(tensors: Sequence[Any]) -> Sequence[Any]:
 def with_dense_gradient(tensor: Any) -> Any:
     """Return a tensor whose gradient is one array, not TensorFlow's slices by row.
 
-    Slices of a row that was read several times are alternatives to their sum, and Keras' optimisers square
-    them one by one.
+    Keras' optimisers square slices of a row that was read several times one by one, instead of their sum.
     """
     if ENGINE != "tensorflow":
         return tensor
@@ -122,7 +121,7 @@ def assign(change: Callable[..., Any], variables: Sequence[Any], arguments: Sequ
 def cond(flag: Any, yes: Action, no: Action, arguments: Sequence[Any], variables: Sequence[Any]) -> None:
     """Run ``yes(*arguments)`` if a flag holds, else ``no(*arguments)``; they assign to ``variables``.
 
-    What is not run costs nothing. Graphs hold both, so nothing is traced again.
+    The other function costs no time. Graphs contain both functions, so nothing is traced again.
     """
     if ENGINE == "tensorflow":
         _cond_in_tensorflow(flag, yes, no, arguments)
@@ -140,14 +139,14 @@ def _cond_in_tensorflow(flag: Any, yes: Action, no: Action, arguments: Sequence[
     import tensorflow as tf
 
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        # Reductions want tensors of one graph, so those from outside become the branch's own.
+        # Reductions need tensors of one graph, so tensors from outside become the branch's own.
         def within(action: Action) -> None:
             action(*(None if each is None else tf.identity(each) for each in arguments))
 
         tf.cond(flag, lambda: within(yes), lambda: within(no))
         return
 
-    # A condition inside a replica may hold nothing that replicas do together.
+    # A condition inside a replica may not contain collective operations.
     def across(strategy: Any, flag: Any, *arguments: Any) -> None:
         def on_each(action: Action) -> None:
             strategy.extended.call_for_each_replica(action, args=arguments)
@@ -164,7 +163,7 @@ def _cond_in_jax(
     from jax import numpy as jnp
     from jax.lax import while_loop
 
-    # XLA keeps the state of a loop in place, of one turn or none, but copies what a condition passes on.
+    # A loop of one turn or none, because XLA updates a loop's state in place, but copies a condition's.
     for holds, action in ((flag, yes), (jnp.logical_not(flag), no)):
         if action is nothing:
             continue
@@ -208,17 +207,18 @@ def gradients(
     *,
     again: bool = False,
 ) -> Sequence[Any]:
-    """Return the gradient g of ``loss(model(inputs, training=True))`` by some trainable variables.
+    """Return the gradient g of ``loss(model(inputs, training=True))`` with respect to trainable variables.
 
     Args:
-        model: any; its other variables may change meanwhile.
+        model: any model; its other variables may change meanwhile.
         inputs: a batch, in Keras' layout.
         loss: outputs → a scalar.
         variables: of the model.
-        again: return the product H·g of the Hessian and g instead.
+        again: whether to return the product H·g of the Hessian and g instead.
 
     Returns:
-        For each variable an array of its shape; None, or 0, where the loss does not depend on it.
+        For each variable an array of its shape; None, or 0, where the loss does not depend on the
+        variable.
     """
     compute = {"tensorflow": _gradients_in_tensorflow, "jax": _gradients_in_jax, "torch": _gradients_in_torch}
     return compute[ENGINE](model, inputs, loss, variables, again)
@@ -263,7 +263,7 @@ def _gradients_in_torch(
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     values = [variable.value for variable in variables]
-    with sdpa_kernel(SDPBackend.MATH):  # only the plain attention has a second derivative
+    with sdpa_kernel(SDPBackend.MATH):  # no other attention kernel has a second derivative
         total = loss(model(inputs, training=True))
         found: Sequence[Any] = torch.autograd.grad(total, values, create_graph=again, allow_unused=True)
         if again:
@@ -274,7 +274,7 @@ def _gradients_in_torch(
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Make TensorFlow compute the same bits each time; the other engines do on CPUs."""
+    """Make TensorFlow compute the same bits each time, as the other engines do on CPUs."""
     if ENGINE != "tensorflow" or not wanted:
         yield
         return

@@ -1,4 +1,4 @@
-"""Between the canonical layouts of :mod:`nt_core` and those of Keras: channels last, kernels (…, in, out)."""
+"""Conversion between canonical layouts of :mod:`nt_core` and Keras' (channels last, kernels (…, in, out))."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from nt_core.graph.ops import Conv2d, Linear, Op
 from nt_core.values import Shape
 
 IMAGE = 3
-"""The rank of one example's image; everything else is laid out alike in both."""
+"""The rank of one example's image; all other ranks have the same layout in both."""
 
 LINES = 16
-"""How many lines are transposed at a time; 8 to 32 were alike, all at once took up to four times as long."""
+"""Lines transposed at a time; 8 to 32 took the same time, all at once up to four times as long."""
 
 
 def kernel_axes(op: Op, weight: str) -> tuple[int, ...] | None:
-    """Return the canonical axes in the order in which Keras has them; None: the same order.
+    """Return the canonical axes in Keras' order; None: the same order.
 
     Example:
         >>> kernel_axes(Conv2d(in_channels=3, out_channels=8, kernel=(5, 5)), "weight")
@@ -30,7 +30,7 @@ def kernel_axes(op: Op, weight: str) -> tuple[int, ...] | None:
 
 
 def to_keras(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
-    """Lay a canonical array out as Keras has it.
+    """Convert an array from the canonical layout to Keras' layout.
 
     Example:
         >>> to_keras(np.zeros((8, 3, 5, 5)), (2, 3, 1, 0)).shape
@@ -40,12 +40,12 @@ def to_keras(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
 
 
 def to_canonical(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
-    """Lay an array of Keras out canonically; the way back of :func:`to_keras`."""
+    """Convert an array from Keras' layout to the canonical layout; the inverse of :func:`to_keras`."""
     return array if axes is None else _lay_out(array.transpose(np.argsort(axes)), axis=1)
 
 
 def _lay_out(view: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Copy a transposed view, along an axis a few lines at a time: all at once, wide ones leave the cache."""
+    """Copy a transposed view, a few lines of an axis at a time, because wide views do not fit the cache."""
     copy = np.empty(view.shape, view.dtype)
     source, target = np.moveaxis(view, axis, 0), np.moveaxis(copy, axis, 0)
     for start in range(0, len(source), LINES):
@@ -54,7 +54,7 @@ def _lay_out(view: NDArray[Any], axis: int) -> NDArray[Any]:
 
 
 def example_shape(shape: Shape) -> Shape:
-    """Return the shape Keras gives one example: (C, H, W) → (H, W, C).
+    """Return the shape of one example in Keras: (C, H, W) → (H, W, C).
 
     Example:
         >>> example_shape((3, 32, 48)), example_shape((128, 768))
@@ -64,12 +64,12 @@ def example_shape(shape: Shape) -> Shape:
 
 
 def batch_to_keras(batch: NDArray[Any]) -> NDArray[Any]:
-    """Lay a batch of canonical examples out as Keras has it: (B, C, H, W) → (B, H, W, C)."""
+    """Convert a batch from the canonical layout to Keras' layout: (B, C, H, W) → (B, H, W, C)."""
     return np.moveaxis(batch, 1, -1) if batch.ndim == IMAGE + 1 else batch
 
 
 def axis_in_keras(axis: int, shape: Shape) -> int:
-    """Return where Keras has an axis of an example, counted with the batch axis.
+    """Return the number in Keras of an example's axis, counted with the batch axis.
 
     Example:
         >>> [axis_in_keras(axis, (3, 32, 48)) for axis in range(3)], axis_in_keras(1, (128, 768))

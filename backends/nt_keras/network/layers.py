@@ -1,4 +1,4 @@
-"""The Keras layers that ops need: Keras' own where they compute the same, with the differences stated."""
+"""Keras layers for ops: variants of Keras' own layers, with the differences stated."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nt_keras.engines.devices import has_accelerator
 from nt_keras.engines.engine import ENGINE, padded_conv, with_dense_gradient
 
 MASK = "weight_mask"
-"""The variable beside a masked kernel: bool, True where a connection is active."""
+"""Name of the variable beside a masked kernel: bool, True where a connection is active."""
 
 register = keras.saving.register_keras_serializable(package="neurotrails")
 
 
 class _Masked(keras.layers.Layer):  # type: ignore[misc]
-    """Adds a mask beside the kernel of a layer of Keras.
+    """Mixin that adds a mask beside the kernel of a layer of Keras.
 
-    The mask takes no part in the computation, for the kernel has exact zeros; the optimiser finds it as
+    The computation does not use the mask, because the kernel has exact zeros. The optimiser finds the mask as
     ``layer.kernel.mask``.
     """
 
@@ -44,11 +44,11 @@ class _Masked(keras.layers.Layer):  # type: ignore[misc]
             self.kernel.mask = self.mask
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the mask too: the layers of Keras save the variables they know by name."""
+        """Save the mask too, because the layers of Keras save only the variables that they know by name."""
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Load what :meth:`save_own_variables` saved."""
+        """Load the variables of :meth:`save_own_variables`."""
         keras.layers.Layer.load_own_variables(self, store)
 
     def get_config(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class _Masked(keras.layers.Layer):  # type: ignore[misc]
 
 @register
 class Embedding(keras.layers.Embedding):  # type: ignore[misc]
-    """``keras.layers.Embedding`` whose gradient adds up the places where a token stands."""
+    """``keras.layers.Embedding`` whose gradient is summed over all positions of a token."""
 
     def call(self, inputs: Any) -> Any:
         return ops.cast(ops.take(with_dense_gradient(self.embeddings), inputs, axis=0), self.compute_dtype)
@@ -70,7 +70,7 @@ class Dense(_Masked, keras.layers.Dense):  # type: ignore[misc]
 
 @register
 class PlainRMSNorm(keras.layers.Layer):  # type: ignore[misc]
-    """Divides the last axis by its root mean square, without a scale, which Keras' own always has."""
+    """Division of the last axis by its root mean square, without the scale of Keras' own layer."""
 
     def __init__(self, epsilon: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -89,7 +89,7 @@ class PlainRMSNorm(keras.layers.Layer):  # type: ignore[misc]
 
 
 class _Padded(keras.layers.Layer):  # type: ignore[misc]
-    """Lets a layer of Keras that moves a window over images pad them by explicit amounts.
+    """Mixin that adds explicit padding to a layer of Keras that moves a window over images.
 
     Args:
         pads: ((top, bottom), (left, right)), in pixels.
@@ -133,7 +133,7 @@ class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
             self.padding = "same"  # the same numbers without a padded copy
 
     def padded(self, inputs: Any) -> Any:
-        """Leave the padding to the convolution, where the engine's takes any."""
+        """Leave the padding to the convolution, where the engine's convolution takes any padding."""
         return inputs if self._takes_pads else super().padded(inputs)
 
     @property
@@ -141,7 +141,7 @@ class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
         return ENGINE == "jax" and self.groups == 1 and self.padding == "valid"
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Convolve; on CPUs group by group: XLA, which Keras calls, takes up to 100 times as long."""
+        """Convolve; on CPUs group by group, because XLA, which Keras calls, takes up to 100 times as long."""
         if self._takes_pads:
             return padded_conv(inputs, ops.convert_to_tensor(kernel), self.strides, self.pads)
         if ENGINE == "torch" and self.kernel_size == (1, 1) and not has_accelerator():
@@ -160,17 +160,18 @@ class Conv2D(_Masked, _Padded, keras.layers.Conv2D):  # type: ignore[misc]
 
 @register
 class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Batch normalisation as :class:`nt_core.graph.ops.BatchNorm` has it.
+    """Batch normalisation of :class:`nt_core.graph.ops.BatchNorm`.
 
-    Keras' own puts the *biased* variance of a batch into the moving one; here it is the unbiased one.
-    ``momentum`` is Keras': 1 − the weight of the new batch.
+    The moving variance is updated with the unbiased variance of a batch; Keras' own layer takes the *biased*
+    one.
+    ``momentum`` is that of Keras: 1 − the weight of the new batch.
     """
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.normalise(inputs, self._reduction_axes, training)
 
     def normalise(self, inputs: Any, axes: tuple[int, ...], training: bool | None) -> Any:
-        """Normalise over some axes; statistics have the shape of the others."""
+        """Normalise over some axes; statistics have the shape of the other axes."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
         mean, variance, gamma, beta = (
@@ -187,7 +188,7 @@ class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
         return ops.cast(x * scale + (beta - mean * scale), self.compute_dtype)
 
     def _move(self, count: Any, moving: tuple[Any, Any], batch: tuple[Any, Any]) -> None:
-        """Move the moving statistics towards a batch's; a single value has variance 0, as in Keras."""
+        """Update the moving statistics by a batch's; a single value has variance 0, as in Keras."""
         count = ops.cast(count, moving[0].dtype)
         unbiased = batch[1] * (count / ops.maximum(count - 1, 1))
         old, new = self.momentum, 1 - self.momentum
@@ -205,7 +206,7 @@ class MaxPool2D(_Padded, keras.layers.MaxPooling2D):  # type: ignore[misc]
 
 
 class _Table(keras.layers.Layer):  # type: ignore[misc]
-    """Holds learned vectors, (rows, features)."""
+    """Base of layers with a table of learned vectors, (rows, features)."""
 
     def __init__(self, rows: int, features: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -221,7 +222,7 @@ class _Table(keras.layers.Layer):  # type: ignore[misc]
 
 @register
 class ClassToken(_Table):
-    """Puts the table's rows before each sequence. (B, T, D) → (B, rows + T, D)."""
+    """Concatenation of the table's rows and each sequence. (B, T, D) → (B, rows + T, D)."""
 
     def call(self, inputs: Any) -> Any:
         token = ops.broadcast_to(self.table, (ops.shape(inputs)[0], self.rows, self.features))
@@ -234,7 +235,7 @@ class ClassToken(_Table):
 
 @register
 class Positions(_Table):
-    """Adds the table to each sequence. (B, rows, D) → (B, rows, D)."""
+    """Addition of the table to each sequence. (B, rows, D) → (B, rows, D)."""
 
     def call(self, inputs: Any) -> Any:
         return inputs + self.table
@@ -245,9 +246,10 @@ class Positions(_Table):
 
 @register
 class LayerNorm(keras.layers.LayerNormalization):  # type: ignore[misc]
-    """``keras.layers.LayerNormalization`` whose second derivative is right in TensorFlow too.
+    """``keras.layers.LayerNormalization`` whose second derivative is correct in TensorFlow too.
 
-    TensorFlow's moments hold the mean fixed within the variance, which only the first derivative allows.
+    TensorFlow's moments treat the mean in the variance as constant, which is correct for the first derivative
+    only.
     """
 
     def call(self, inputs: Any) -> Any:
@@ -262,7 +264,7 @@ class LayerNorm(keras.layers.LayerNormalization):  # type: ignore[misc]
 
 @register
 class TakeToken(keras.layers.Layer):  # type: ignore[misc]
-    """Takes the vector at one place. (B, T, D) → (B, D)."""
+    """Selection of the vector at one position. (B, T, D) → (B, D)."""
 
     def __init__(self, index: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -280,7 +282,7 @@ class TakeToken(keras.layers.Layer):  # type: ignore[misc]
 
 @register
 class Attention(keras.layers.Layer):  # type: ignore[misc]
-    """Scaled dot-product attention of projected queries, keys and values, as the op of that name."""
+    """Scaled dot-product attention of projected queries, keys and values, as the op ``Attention``."""
 
     def __init__(
         self, heads: int, kv_heads: int, causal: bool, rotary_base: float | None, **kwargs: Any
@@ -299,7 +301,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         if self.heads != self.kv_heads:
             k, v = (ops.repeat(x, self.heads // self.kv_heads, axis=2) for x in (k, v))
-        # Keras' own has the fused kernels; where it has none it is slower in JAX, and rounds float64.
+        # Keras' function has fused kernels; without them it is slower in JAX, and rounds float64.
         fused = ENGINE == "torch" or self.compute_dtype in ("float16", "bfloat16")
         attend = ops.dot_product_attention if fused else _attend
         mixed = attend(q, k, v, scale=1 / math.sqrt(size), is_causal=self.causal)
@@ -324,7 +326,7 @@ def _attend(q: Any, k: Any, v: Any, *, scale: float, is_causal: bool) -> Any:
 
 
 def _rotary(length: int, size: int, base: float, dtype: str) -> tuple[Any, Any]:
-    """Return cosine and sine of each position's angles, (1, T, 1, d): data that compilers may fold."""
+    """Return cosine and sine of each position's angles, (1, T, 1, d): constants that compilers may fold."""
     angles = np.arange(length)[:, None] / base ** (np.arange(0, size, 2) / size)
     angles = np.concatenate([angles, angles], axis=-1)[None, :, None]
     return ops.cast(np.cos(angles), dtype), ops.cast(np.sin(angles), dtype)

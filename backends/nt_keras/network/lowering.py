@@ -1,4 +1,4 @@
-"""One lowering for each op: what computes it in Keras, on channels-last tensors."""
+"""One lowering for each op: its computation in Keras, on channels-last tensors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Lowered:
     """An op in Keras.
 
     Attributes:
-        compute: its inputs' tensors → its output.
-        layer: holds the op's weights; None where it has none.
+        compute: tensors of the op's inputs → tensor of its output.
+        layer: holds the op's weights; None for an op without weights.
         variables: weight of the op → attribute of the layer.
     """
 
@@ -37,13 +37,13 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What every layer of a model is made with.
+    """Settings of a layer.
 
     Attributes:
         name: of the layer.
-        dtype: its policy; None: Keras' global one.
+        dtype: policy of the layer; None: Keras' global policy.
         masked: whether kernels get masks.
-        seed: of its randomness, if it has any.
+        seed: of the layer's random numbers, if it draws any.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Settings:
 
     @property
     def common(self) -> dict[str, Any]:
-        """The arguments that every layer takes."""
+        """Arguments that every layer takes."""
         return {"name": self.name, "dtype": self.dtype}
 
 
 Lowering = Callable[[Any, Sequence[Shape], Settings], Lowered]
-"""(op, its inputs' canonical shapes for one example, settings) → what computes it."""
+"""(op, its inputs' canonical shapes for one example, settings) → the op in Keras."""
 
 KERNEL = {"weight": "kernel", "bias": "bias"}
 SCALE = {"weight": "gamma", "bias": "beta"}
@@ -106,7 +106,7 @@ def _linear(op: ops.Linear, shapes: Sequence[Shape], settings: Settings) -> Lowe
 def _kernel(
     op: ops.Conv2d | ops.Linear, alone: type[keras.layers.Layer], shared: type[keras.layers.Layer]
 ) -> tuple[type[keras.layers.Layer], dict[str, Any], dict[str, str]]:
-    """Return the layer that holds an op's kernel, what it is made with, and where its weights are."""
+    """Return the layer of an op's kernel, the layer's arguments, and the attributes of the op's weights."""
     variables = {weight.name: KERNEL.get(weight.name, weight.name) for weight in op.weights()}
     if op.factors is None:
         return alone, {"use_bias": op.bias}, variables
@@ -147,7 +147,7 @@ def _rms_norm(op: ops.RMSNorm, shapes: Sequence[Shape], settings: Settings) -> L
 def _scaled(
     plain: keras.layers.Layer, count: int, variables: Mapping[str, str], shape: Shape, settings: Settings
 ) -> Lowered:
-    """Let each member scale what a normalisation gives."""
+    """Scale the output of a normalisation for each member."""
     own = members.MemberNorm(members=count, biased=len(variables) > 1, **settings.common)
     lowered = _on_last_axis(own, variables, shape)
     first = _on_last_axis(plain, {}, shape)
@@ -178,7 +178,7 @@ def _global_avg_pool(_: ops.GlobalAvgPool, shapes: Sequence[Shape], settings: Se
 
 
 def _to_sequence(op: ops.ToSequence, shapes: Sequence[Shape], settings: Settings) -> Lowered:
-    """Join height and width: channels are last already."""
+    """Join height and width; channels are last already."""
     return Lowered(compute=keras.layers.Reshape(op.output_shape(*shapes), **settings.common))
 
 
@@ -191,7 +191,7 @@ def _positions(op: ops.Positions, _: Sequence[Shape], settings: Settings) -> Low
 
 
 def _flatten(_: ops.Flatten, shapes: Sequence[Shape], settings: Settings) -> Lowered:
-    """Flatten in canonical order, whatever the layout: (B, H, W, C) → (B, C·H·W)."""
+    """Flatten in canonical order: (B, H, W, C) → (B, C·H·W)."""
     layer = keras.layers.Flatten(data_format="channels_last", **settings.common)
     if len(shapes[0]) != IMAGE:
         return Lowered(compute=layer)
@@ -210,7 +210,7 @@ def _pointwise(function: Callable[[Tensor], Tensor], settings: Settings) -> Lowe
 
 @layers.register  # type: ignore[untyped-decorator]
 def exact_gelu(x: Tensor) -> Tensor:
-    """x·Φ(x). TensorFlow's own rounds √2 to float32, in float64 too."""
+    """Return x·Φ(x), because TensorFlow's own function rounds √2 to float32, in float64 too."""
     return 0.5 * x * (1 + keras.ops.erf(x * math.sqrt(0.5)))
 
 
@@ -226,7 +226,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 
 def _merging(layer: keras.layers.Layer) -> Lowered:
-    """Let a layer that reads a list read several inputs."""
+    """Adapt a layer that reads a list to several inputs."""
     return Lowered(compute=lambda *xs: layer(list(xs)))
 
 
@@ -262,18 +262,18 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Attention: _attention,
     }
 )
-"""Op → how it is made; its keys are exactly :data:`nt_core.graph.ops.OPS`."""
+"""Op → lowering; the keys are exactly :data:`nt_core.graph.ops.OPS`."""
 
 
 def find_lowering(op: ops.Op, where: str) -> Lowering:
-    """Return what lowers an op.
+    """Return the lowering of an op.
 
     Args:
         op: the op.
-        where: its place, for the error.
+        where: place of the op, for the error.
 
     Raises:
-        GraphError: there is none.
+        GraphError: the op has no lowering.
 
     Example:
         >>> find_lowering(ops.Flatten(), "block 'classifier', op 'flatten1'").__name__

@@ -1,6 +1,6 @@
-"""Members that share every block: examples to rows and back, and the layers in which members differ.
+"""Members that share every block: conversion of examples to rows and back, and layers with own weights.
 
-The rows of a batch are member-major: the first 1/M of them is member 1's.
+The rows of a batch are member-major: the first 1/M of the rows belongs to member 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nt_keras.network.layers import BatchNorm, Conv2D, Dense, register
 
 
 class _OfMembers(keras.layers.Layer):  # type: ignore[misc]
-    """A layer that knows how many members its rows belong to."""
+    """Base of layers that know the number of members of their rows."""
 
     def __init__(self, *args: Any, members: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,7 +40,7 @@ class _OfMembers(keras.layers.Layer):  # type: ignore[misc]
 
 @register
 class FromExamples(_OfMembers):
-    """(B, *input shape) → (rows, *shape that the graph reads); see :class:`nt_core.structure.Layout`."""
+    """(B, *input shape) → (rows, *input shape of the graph); see :class:`nt_core.structure.Layout`."""
 
     def __init__(self, *, along: Along, own_rows: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,7 +64,7 @@ class FromExamples(_OfMembers):
 
 @register
 class FromRows(_OfMembers):
-    """What the network gives → logits, (B, M, *output shape)."""
+    """Output of the network → logits, (B, M, *output shape)."""
 
     def __init__(self, *, along: Along, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -84,7 +84,7 @@ class FromRows(_OfMembers):
 
 
 class _Shared(_OfMembers):
-    """A kernel that members share: y_m = product(x_m ∘ r_m) ∘ s_m + b_m."""
+    """Base of layers whose kernel members share: y_m = product(x_m ∘ r_m) ∘ s_m + b_m."""
 
     def __init__(self, *args: Any, biased: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, use_bias=False, **kwargs)
@@ -135,9 +135,9 @@ class MemberDense(_Shared, Dense):
 class MemberConv2D(_Shared, Conv2D):
     """A convolution whose kernel members share, scaled by channel.
 
-    TensorFlow, and groups, scale activations. Elsewhere each member has a scaled kernel, which is smaller: on
-    JAX a step of a Wide-ResNet took 0.7 times as long so, in TensorFlow 1.6 times
-    (``benchmarks/member_step.py``).
+    In TensorFlow, and with groups, activations are scaled. Elsewhere each member has a scaled kernel, which
+    is smaller than activations. With scaled kernels, a step of a Wide-ResNet took 0.7 times as long in JAX,
+    and 1.6 times as long in TensorFlow (``benchmarks/member_step.py``).
     """
 
     def build(self, input_shape: Any) -> None:
@@ -160,7 +160,7 @@ class MemberConv2D(_Shared, Conv2D):
 
 @register
 class MemberBatchNorm(_OfMembers, BatchNorm):
-    """Batch normalisation of each member's rows by themselves."""
+    """Batch normalisation of each member's rows separately."""
 
     def build(self, input_shape: Any) -> None:
         size = input_shape[-1]
@@ -178,7 +178,7 @@ class MemberBatchNorm(_OfMembers, BatchNorm):
 
 @register
 class MemberNorm(_OfMembers):
-    """Scales, and perhaps shifts, of each member's own behind a normalisation that has none."""
+    """Scale, and perhaps shift, of each member behind a normalisation that has none."""
 
     def __init__(self, *, biased: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""A spec as a ``keras.Model``: what it computes, and where its weights and masks are."""
+"""A spec as a ``keras.Model``: its computation, and access to its weights and masks by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HALF = ("float16", "bfloat16")
 
 
 class Network(keras.Model):  # type: ignore[misc]
-    """What a spec computes; :class:`nt_keras.Ensemble` adds training, and says what arguments mean."""
+    """Network of a spec; :class:`nt_keras.Ensemble` adds training and documents the arguments."""
 
     def __init__(
         self, spec: EnsembleSpec, *, seed: int = 0, dtype: Any = None, name: str | None = None
@@ -48,9 +48,9 @@ class Network(keras.Model):  # type: ignore[misc]
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Any:
-        """Compute the same where JAX keeps the variables' values.
+        """Compute every member's logits where JAX keeps the variables' values.
 
-        Keras reads these names: without ``training`` among them it would train in inference mode.
+        Keras reads the names of the arguments; without ``training`` it would train in inference mode.
         """
         self._expect_input(inputs)
         return super().call(inputs, training=training, mask=mask, **kwargs)
@@ -65,7 +65,7 @@ class Network(keras.Model):  # type: ignore[misc]
             )
 
     def variable(self, name: str) -> keras.Variable:
-        """Return the variable behind a weight's full name; kernels in Keras' layout."""
+        """Return the variable of a weight's full name; kernels are in Keras' layout."""
         return self._places[name].variable
 
     def array(self, name: str) -> NDArray[Any]:
@@ -78,12 +78,12 @@ class Network(keras.Model):  # type: ignore[misc]
         return self._places[name].axes
 
     def set_array(self, name: str, values: NDArray[Any]) -> None:
-        """Give a weight values, which are in the canonical layout."""
+        """Set the values of a weight, given in the canonical layout."""
         place = self._places[name]
         place.variable.assign(to_keras(values, place.axes))
 
     def mask(self, name: str) -> NDArray[np.bool_] | None:
-        """Return the mask of a weight in the canonical layout, True where active; None where it has none."""
+        """Return the mask of a weight in the canonical layout, True where active; None: no mask."""
         place = self._places[name]
         mask = getattr(place.variable, "mask", None)
         return None if mask is None else to_canonical(engine.to_numpy(mask), place.axes)
@@ -95,25 +95,25 @@ class Network(keras.Model):  # type: ignore[misc]
 
     @property
     def undecayed(self) -> tuple[keras.Variable, ...]:
-        """The variables that weight decay shall leave alone: BatchEnsemble's factors."""
+        """The variables without weight decay: BatchEnsemble's factors."""
         return tuple(
             self.variable(placed.name) for placed in self.spec.layout.weights if not placed.weight.decayed
         )
 
     @property
     def density(self) -> float:
-        """Active over all maskable weights."""
+        """Active weights / maskable weights."""
         masks = [engine.to_numpy(self.variable(name).mask) for name in self.masked]
         return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks) if masks else 1.0
 
     def get_config(self) -> dict[str, Any]:
-        """Return what :meth:`from_config` needs: the spec, spelled out."""
+        """Return the arguments of :meth:`from_config`, with the whole spec."""
         policy = keras.dtype_policies.serialize(self.dtype_policy)
         return {"name": self.name, "spec": self.spec.to_dict(), "seed": self._seed, "dtype": policy}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Self:  # noqa: ARG003
-        """Make the model of a config."""
+        """Make the model from a config."""
         policy = keras.dtype_policies.deserialize(config["dtype"])
         spec = EnsembleSpec.from_dict(config["spec"])
         return cls(spec, seed=config["seed"], dtype=policy, name=config["name"])

@@ -1,4 +1,4 @@
-"""Writes a spec's ops as layers of Keras."""
+"""Writer of a spec's ops as layers of Keras."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from nt_keras.network.members import FromExamples, FromRows
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a weight of a spec lives.
+    """Place of a spec's weight in the model.
 
     Attributes:
-        layer: that holds it.
-        attribute: the layer's.
-        axes: the canonical ones in Keras' order; None: the same order.
+        layer: the layer that holds the weight.
+        attribute: name of the weight's variable in the layer.
+        axes: canonical axes in Keras' order; None: the same order.
     """
 
     layer: keras.layers.Layer
@@ -33,15 +33,15 @@ class Place:
 
     @property
     def variable(self) -> keras.Variable:
-        """What holds it."""
+        """The variable of the weight."""
         return getattr(self.layer, self.attribute)
 
 
 class Writer:
-    """Writes a spec's ops as layers, remembering where each weight went.
+    """Writer of a spec's ops as layers, which records the place of each weight.
 
     Attributes:
-        places: weight → where it lives.
+        places: weight → place in the model.
     """
 
     def __init__(self, spec: EnsembleSpec, seed: int, policy: Any) -> None:
@@ -81,7 +81,7 @@ class Writer:
         return Settings(name=self._layer_name(full), dtype=self.policy, masked=self.masked, seed=seed)
 
     def _layer_name(self, full: str) -> str:
-        """Name a layer: no engine takes slashes, PyTorch no dots, TensorFlow few other signs."""
+        """Return a layer's name without the signs that an engine refuses: slashes, dots, and others."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", full.replace("/", "-"))
         if name in self.names:
             raise GraphError(

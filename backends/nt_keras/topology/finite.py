@@ -1,4 +1,4 @@
-"""Steps that must not happen, of a loss or gradient that is not finite: an optimiser that takes none."""
+"""Guard of an optimiser, which takes no step if a loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nt_keras.network.model import Network
 from nt_keras.topology.wrapper import Wrapper
 
 VERDICT: Final = "verdict"
-"""What a training step says among its logs: whether its optimiser step, if it ended one, was taken."""
+"""Key in a training step's logs: whether its optimiser step, if it completed one, was taken."""
 TAKEN, SCALE_TOO_LARGE, NOT_FINITE = range(3)
 
 FIRST_SCALE: Final = 2.0**15
@@ -28,14 +28,15 @@ GROWTH_STEPS: Final = 2000
 
 @dataclass(frozen=True)
 class Watched:
-    """What a step that is not taken must not have changed.
+    """Variables that a step which is not taken must not have changed.
 
-    In a record, because Keras takes the variables in an optimiser's lists for its own.
+    The variables are in a record, because Keras tracks variables in an optimiser's lists as the optimiser's
+    own.
 
     Attributes:
-        variables: what is put back.
-        before: as they were before the step.
-        losses: which of them sum up losses.
+        variables: variables to restore.
+        before: values of the variables before the step.
+        losses: the variables that sum up losses.
     """
 
     variables: Sequence[Any] = ()
@@ -45,16 +46,16 @@ class Watched:
 
 @register
 class Guard(Wrapper):
-    """Takes no step by a gradient that is not finite: the wrapped optimiser is as if its batch had not been.
+    """Optimiser that skips steps whose gradient is not finite, without any trace in the wrapped optimiser.
 
-    Gradients are looked at as they come from the loss, before masks and clipping, at every micro-batch and
-    summed over replicas; one that is not finite spoils its whole optimiser step. What :meth:`watch` names is
-    then as it was before the step, too. With a loss scale, whose size is found by gradients that are not
-    finite, steps also wait for that: Keras' own leaves out single micro-batches, and counts on.
+    Gradients are checked before masks and clipping, at every micro-batch and summed over replicas. A gradient
+    that is not finite skips its whole optimiser step. The variables of :meth:`watch` are then restored to
+    their values before the step. A loss scale is adjusted by gradients that are not finite; its steps are
+    skipped whole as well, unlike those of Keras' own loss scale, which leaves out single micro-batches.
 
     Args:
-        inner_optimizer: any, wrapped by ``nt_keras.sparse`` or not.
-        scaled: whether losses are scaled, as float16 needs it.
+        inner_optimizer: any optimiser, wrapped by ``nt_keras.sparse`` or not.
+        scaled: whether losses are scaled, as float16 requires.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class Guard(Wrapper):
         self._watched = Watched()
 
     def watch(self, model: Network, loss: keras.metrics.Metric, policy: NonFinite) -> None:
-        """Find what a step that is not taken must not have changed, once the guard is built.
+        """Set the variables that a step which is not taken must not have changed, once the guard is built.
 
         Args:
-            model: whose running statistics.
+            model: gives the running statistics.
             loss: a metric that sums up losses.
-            policy: what is done about such a step; where training stops, nothing needs to be put back.
+            policy: reaction to such a step; where training stops, nothing needs to be restored.
         """
         losses = tuple(loss.variables)
         if policy == "stop":
@@ -100,17 +101,17 @@ class Guard(Wrapper):
 
     @property
     def scale(self) -> float:
-        """What losses are multiplied by."""
+        """Factor of the losses."""
         return float(engine.to_numpy(self._scale)) if self.scaled else 1.0
 
     @property
     def norms(self) -> Mapping[int, float]:
-        """The norm of each trainable variable's gradient, by its id, in the last step or a bad part of it."""
+        """Norm of each trainable variable's gradient, by id, in the last step or a bad micro-batch of it."""
         norms = np.sqrt(engine.to_numpy(self._norms))
         return {id(each): float(norm) for each, norm in zip(self._trainable_variables, norms, strict=True)}
 
     def scale_loss(self, loss: Any) -> Any:
-        """Scale a loss; one that is not finite shall have no finite gradient."""
+        """Scale a loss such that a loss which is not finite has no finite gradient."""
         scale = 1.0
         if self.scaled:
             scale = ops.convert_to_tensor(self._scale.value) if self.built else FIRST_SCALE
@@ -147,7 +148,7 @@ class Guard(Wrapper):
         return ops.convert_to_tensor(self.calls.value) % self.accumulation
 
     def _note(self, norms: Any, place: Any) -> Any:
-        """Note the gradients' norms, unless others were bad before; return whether any were."""
+        """Note the gradients' norms, unless earlier norms were bad; return whether any were bad."""
         bad = ops.logical_not(ops.isfinite(ops.sum(norms)))
         if self.accumulation > 1:
             before = ops.logical_and(ops.not_equal(place, 0), ops.not_equal(self._bad.value, 0))
@@ -157,7 +158,7 @@ class Guard(Wrapper):
         return bad
 
     def _fit_scale(self, bad: Any, place: Any) -> None:
-        """Halve the scale after a bad step, double it after many good ones."""
+        """Halve the scale after a bad step, double it after many good steps."""
         last = ops.equal(place, self.accumulation - 1)
         good = ops.where(bad, 0, self._good.value + ops.cast(last, "int32"))
         grows = ops.greater_equal(good, GROWTH_STEPS)
@@ -166,7 +167,7 @@ class Guard(Wrapper):
         self._scale.assign(self._scale.value * ops.where(shrinks, 0.5, ops.where(grows, 2.0, 1.0)))
 
     def begin(self) -> None:
-        """Remember what is watched, at the beginning of a step."""
+        """Copy the watched variables at the beginning of a step."""
         watched = self._watched
         if not watched.variables:
             return
@@ -181,7 +182,7 @@ class Guard(Wrapper):
             engine.cond(ops.equal(self._place(), 0), copy, engine.nothing, values, watched.before)
 
     def end(self) -> Any:
-        """Put back what is watched, after a step that was not taken; return the verdict."""
+        """Restore the watched variables after a step that was not taken, and return the verdict."""
         untaken = ops.logical_and(ops.not_equal(self._bad.value, 0), ops.equal(self._place(), 0))
         lost, watched = untaken, self._watched
         if self.scaled:
@@ -197,19 +198,19 @@ class Guard(Wrapper):
         return ops.where(lost, NOT_FINITE, ops.where(untaken, SCALE_TOO_LARGE, TAKEN))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments of ``from_config``."""
         return {**super().get_config(), "scaled": self.scaled}
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return an optimiser of Keras without what is around it."""
+    """Return an optimiser of Keras without its wrappers."""
     while isinstance(optimizer, Wrapper):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
 def guarded_step(model: Network, step: Callable[..., Any], *given: Any) -> Any:
-    """Take a training step of Keras, ``step(*given)``: under the eyes of the model's guard, if it has one."""
+    """Take a training step of Keras, ``step(*given)``, within the model's guard, if it has one."""
     guard = model.optimizer
     if not isinstance(guard, Guard):
         return step(*given)
@@ -227,7 +228,7 @@ def guarded_step(model: Network, step: Callable[..., Any], *given: Any) -> Any:
 def _stateless(
     model: keras.Model, state: Sequence[Any], action: Callable[[], Any]
 ) -> tuple[Any, Sequence[Any]]:
-    """Do something with the variables that a step of JAX holds; return what it gives and the new state."""
+    """Run an action on the variables of a JAX training step, and return its result and the new state."""
     kinds = (
         model.trainable_variables,
         model.non_trainable_variables,
@@ -243,12 +244,12 @@ def _stateless(
 
 
 def not_taken(model: Network, step: int, lr: float) -> NotFiniteError:
-    """Make the error of a step that a model's guard has not taken, once variables are up to date.
+    """Make the error of a step that a model's guard has not taken; variables must be up to date.
 
     Args:
-        model: whose.
-        step: its number, from 1.
-        lr: its learning rate.
+        model: the guarded model.
+        step: number of the step, from 1.
+        lr: learning rate of the step.
     """
     guard: Guard = model.optimizer
     if guard.scaled:
@@ -260,7 +261,7 @@ def not_taken(model: Network, step: int, lr: float) -> NotFiniteError:
 
 
 def release(model: Network) -> None:
-    """Take the guard off a trained model's optimiser; if it scaled losses, Keras' own loss scale follows."""
+    """Remove the guard of a trained model's optimiser; a loss scale is replaced by Keras' own."""
     guard: Guard = model.optimizer
     inner = guard.inner_optimizer
     model.optimizer = keras.optimizers.LossScaleOptimizer(inner) if guard.scaled else inner

@@ -21,10 +21,10 @@ from nt_keras.topology.sparse import Sparse
 
 @dataclass(frozen=True, slots=True)
 class MaskedWeight:
-    """A weight and its mask, as a policy sees them and as Keras has them.
+    """A weight and its mask, in the layout of policies and in that of Keras.
 
     Attributes:
-        placed: its name, shape and initial distribution.
+        placed: name, shape and initial distribution of the weight.
         kernel: the variable, dense, with exact zeros where inactive; ``kernel.mask`` is its mask.
     """
 
@@ -37,7 +37,7 @@ class MaskedWeight:
         return self.placed.name
 
     def layer(self, optimizer: Sparse) -> Layer:
-        """Return what a policy reads: flat NumPy arrays in the canonical layout.
+        """Return the arrays for a policy: flat NumPy arrays in the canonical layout.
 
         Raises:
             TopologyError: replicas have different masks.
@@ -61,7 +61,7 @@ class MaskedWeight:
         """Return the mask, flat and canonical.
 
         Raises:
-            TopologyError: replicas have different ones.
+            TopologyError: replicas have different masks.
         """
         first, *others = engine.replicas(self.kernel.mask)
         for number, other in enumerate(others, start=1):
@@ -73,9 +73,9 @@ class MaskedWeight:
         return self._flat(first)
 
     def apply(self, swap: Swap, active: NDArray[np.bool_], grown_values: Stream | None) -> Bits:
-        """Change the mask and return it, packed; grown values are drawn here where wanted.
+        """Change the mask and return it, packed; grown values are drawn here if given a stream.
 
-        Zeros follow with ``Sparse.follow``.
+        Inactive elements are set to zero later, by ``Sparse.follow``.
         """
         active = active.copy()
         active[swap.pruned], active[swap.grown] = False, True

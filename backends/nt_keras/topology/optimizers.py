@@ -1,8 +1,9 @@
-"""The optimisers that :class:`nt_core.training.Training` means: the same arithmetic in every backend.
+"""The optimisers of :class:`nt_core.training.Training`: the same arithmetic in every backend.
 
-Keras' own differ: their momentum is scaled by the learning rate of the step that made it, weight decay is
-always decoupled, and Adam's eps is added before the bias correction. With these, a recipe gives the same
-steps here and in PyTorch; with Keras' own, a learning rate that changes gives others.
+Keras' own optimisers differ: their momentum is scaled by the learning rate of the step that made it, weight
+decay is always decoupled, and Adam's eps is added before the bias correction. With the optimisers of this
+module, a recipe gives the same steps in Keras and in PyTorch. With Keras' own, steps differ as soon as the
+learning rate changes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class RecipeRate(keras.optimizers.schedules.LearningRateSchedule):  # type: igno
         lr: of the optimiser.
         schedule: a :class:`nt_core.training.LearningRate`, or its fields.
         total_steps: of the whole training.
-        accumulation: calls to the optimiser that make one step.
-        phases: of the training, each a :class:`nt_core.training.Phase` or its fields; none: it is one.
+        accumulation: number of calls to the optimiser for one step.
+        phases: of the training, each a :class:`nt_core.training.Phase` or its fields; none: a single phase.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RecipeRate(keras.optimizers.schedules.LearningRateSchedule):  # type: igno
         return ops.take(ops.convert_to_tensor(self._rates), step)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments of ``from_config``."""
         return {
             "lr": self.lr,
             "schedule": self.schedule.model_dump(mode="json"),
@@ -63,7 +64,7 @@ class RecipeRate(keras.optimizers.schedules.LearningRateSchedule):  # type: igno
 
 @register
 class SGD(keras.optimizers.SGD):  # type: ignore[misc]
-    """Stochastic gradient descent as PyTorch writes it: m ← μ·m + g + λ·w; w ← w − lr·m.
+    """Stochastic gradient descent as in PyTorch: m ← μ·m + g + λ·w; w ← w − lr·m.
 
     Args:
         l2: λ, added to the gradient.
@@ -84,16 +85,16 @@ class SGD(keras.optimizers.SGD):  # type: ignore[misc]
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments of ``from_config``."""
         return {**super().get_config(), "l2": self.l2}
 
 
 @register
 class Adam(keras.optimizers.Adam):  # type: ignore[misc]
-    """Adam as PyTorch writes it: eps is added to the corrected root of the second moment.
+    """Adam as in PyTorch: eps is added to the corrected root of the second moment.
 
     Args:
-        l2: λ, added to the gradient (``weight_decay`` is Keras' decoupled one).
+        l2: λ, added to the gradient (``weight_decay`` is Keras' decoupled decay).
     """
 
     def __init__(self, *args: Any, l2: float = 0.0, **kwargs: Any) -> None:
@@ -113,7 +114,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc]
         self.assign_sub(variable, rate * first / (corrected + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments of ``from_config``."""
         return {**super().get_config(), "l2": self.l2}
 
 
@@ -144,7 +145,7 @@ def make_optimizer(
 
 
 def _decayed(gradient: Any, variable: Any, l2: float, known: keras.Variable) -> Any:
-    """Add weight decay, unless the variable is one that keeps its size: TensorFlow hands in its own one."""
+    """Add weight decay, unless the variable is undecayed; TensorFlow passes a variable of its own."""
     gradient = ops.cast(gradient, variable.dtype)
     return gradient + l2 * variable if l2 and getattr(known, "decayed", True) else gradient
 

@@ -1,4 +1,4 @@
-"""An optimiser that keeps inactive weights at zero, around any optimiser of Keras."""
+"""Optimiser that wraps any optimiser of Keras and keeps inactive weights at zero."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def sparse(
     """Wrap an optimiser so that a model's inactive weights, and its variables for them, stay exactly zero.
 
     Args:
-        optimizer: any of Keras', new, with whatever it is given: clipping, accumulation, schedules, averages;
-            or one of your own that makes its variables by ``add_variable_from_reference``, as Keras' do.
-        model: what ``nt_keras.compile`` returned.
+        optimizer: any new optimiser of Keras, also with clipping, accumulation, schedules, averages; or an
+            optimiser of your own that makes its variables by ``add_variable_from_reference``, as Keras' do.
+        model: of ``nt_keras.compile``.
         keep_gradients: whether the dense gradient is kept at update steps, in one more variable for each
-            masked weight; None: if the spec's topology reads it. Say True for a policy of your own.
+            masked weight; None: if the spec's topology reads it. A policy of your own may need True.
 
     Raises:
-        TopologyError: the optimiser is wrapped already, was used already, or wraps others.
+        TopologyError: the optimiser is wrapped already, was used already, or wraps another optimiser.
 
     Example:
         >>> import nt_core, nt_models, nt_keras
@@ -56,13 +56,13 @@ def sparse(
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What lies beside one of the model's variables.
+    """Variables of the optimiser for one of the model's variables.
 
     Attributes:
-        mask: what a step reads its mask from; None where it has none.
-        gradient: holds its dense gradient; None where none is kept.
-        momentum: holds its smoothed dense gradient; None where no topology reads it.
-        slots: the variables of its shape that the wrapped optimiser made for it.
+        mask: mask that a step reads; None: the variable has no mask.
+        gradient: dense gradient; None: not kept.
+        momentum: smoothed dense gradient; None: the topology does not read it.
+        slots: variables of the same shape that the wrapped optimiser made.
     """
 
     mask: Any
@@ -75,15 +75,15 @@ class Beside:
 class Sparse(Wrapper):
     """The optimiser that :func:`sparse` makes.
 
-    Before each step it sets the gradient of inactive weights to zero, so that the wrapped optimiser, its
-    clipping and its accumulation see the sparse model's gradient; after it, inactive weights and every
-    variable the optimiser made for them are exactly zero, whatever it did. At the steps that
-    :class:`nt_keras.Topology` announces it keeps the dense gradient: reduced over replicas, summed over
-    micro-batches, unscaled, before clipping. Where the topology reads it, it also keeps that gradient's
-    exponential mean over all steps.
+    Before each step the gradient of inactive weights is set to zero, so that the wrapped optimiser, its
+    clipping and its accumulation read the sparse model's gradient. After each step inactive weights, and
+    every variable that the optimiser made for them, are exactly zero, for any wrapped optimiser. At the steps
+    that :class:`nt_keras.Topology` announces, the dense gradient is kept: reduced over replicas, summed over
+    micro-batches, unscaled, before clipping. The exponential mean of the dense gradient over all steps is
+    kept where the topology reads it.
 
     Attributes:
-        seen: every mask so far, packed, by weight; :class:`nt_keras.Topology` fills it, and it is saved here.
+        seen: every mask so far, packed, by weight; filled by :class:`nt_keras.Topology`, and saved here.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Sparse(Wrapper):
         return Beside(mask, gradient, momentum, slots)
 
     def knows(self, variable: Any) -> bool:
-        """Tell whether it was built for a variable."""
+        """Return whether the optimiser was built for a variable."""
         return self._var_key(variable) in self._trainable_variables_indices
 
     def expect_known(self, variables: Sequence[Any]) -> None:
-        """Check that it was built for variables.
+        """Check that the optimiser was built for some variables.
 
         Raises:
-            TopologyError: it was built for others.
+            TopologyError: the optimiser was built for other variables.
         """
         for variable in variables:
             if not self.knows(variable):
@@ -148,16 +148,16 @@ class Sparse(Wrapper):
                 )
 
     def beside(self, variable: Any) -> Beside:
-        """Return what lies beside one of the model's variables."""
+        """Return the optimiser's variables for one of the model's variables."""
         beside: Beside = self._beside[self._get_variable_index(variable)]
         return beside
 
     def slots(self, variable: Any) -> Sequence[Any]:
-        """Return the variables of its shape that the wrapped optimiser made for a variable."""
+        """Return the variables of equal shape that the wrapped optimiser made for a variable."""
         return self.beside(variable).slots
 
     def follow(self, variables: Sequence[Any]) -> None:
-        """Take over the model's masks as they are now, and set to zero what is inactive."""
+        """Copy the model's present masks, and set inactive elements to zero."""
         for variable in variables:
             copy = self.beside(variable).mask
             if copy is not None and copy is not variable.mask:
@@ -166,7 +166,7 @@ class Sparse(Wrapper):
             self.remask(variables)
 
     def remask(self, variables: Sequence[Any]) -> None:
-        """Set to zero what is inactive in masked variables and in what the optimiser made for them."""
+        """Set inactive elements to zero in masked variables and in the optimiser's variables for them."""
         pairs = [
             (each, beside.mask)
             for variable in variables
@@ -177,25 +177,25 @@ class Sparse(Wrapper):
 
     @property
     def gradient_scale(self) -> float:
-        """What a kept gradient is divided by: it is summed over micro-batches, and perhaps scaled."""
+        """Divisor of a kept gradient, which is summed over micro-batches, and perhaps scaled."""
         return self.accumulation * (self.loss_scale_factor or 1.0)
 
     @property
     def smoothed(self) -> Sequence[Any]:
-        """The variables that hold smoothed dense gradients."""
+        """The variables of smoothed dense gradients."""
         return [beside.momentum for beside in self._beside if beside.momentum is not None]
 
     def announce(self, step: int | None) -> None:
-        """Say after which optimiser step, counted from 1, the topology is updated next."""
+        """Set the optimiser step, counted from 1, after which the topology is updated next."""
         self._next_update.assign(step or 0)
 
     @property
     def awaits_update(self) -> bool:
-        """Whether an update was announced that has not come yet."""
+        """Whether an announced update is still to come."""
         return self.built and int(self._next_update) > int(self.iterations)
 
     def calls_until(self, step: int) -> int:
-        """Return how many calls are left until an optimiser step, counted from 1, is taken."""
+        """Return the number of calls until an optimiser step, counted from 1, is taken."""
         return step * self.accumulation - int(engine.to_numpy(self.calls))
 
     @engine.as_written
@@ -222,7 +222,7 @@ class Sparse(Wrapper):
         return gradient if mask is None or gradient is None else clear(gradient, mask.value)
 
     def _keep(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Add a micro-batch's dense gradients to those kept, if the topology is updated after this step."""
+        """Add a micro-batch's dense gradients to the kept gradients, if an update follows this step."""
         places, found = [], []
         for gradient, variable in zip(grads, variables, strict=True):
             if (place := self.beside(variable).gradient) is not None:
@@ -240,7 +240,7 @@ class Sparse(Wrapper):
         engine.cond(self._is_due(), keep, engine.nothing, found, places)
 
     def _smooth(self, grads: Sequence[Any], variables: Sequence[Any], beta: float) -> None:
-        """Let a micro-batch's dense gradients enter their exponential means, which fade once in each step."""
+        """Add a micro-batch's dense gradients to their exponential means, which decay once in each step."""
         places, found = [], []
         for gradient, variable in zip(grads, variables, strict=True):
             if (place := self.beside(variable).momentum) is not None:
@@ -257,7 +257,7 @@ class Sparse(Wrapper):
         engine.assign(blend, places, engine.add_up(found))
 
     def _is_due(self) -> Any:
-        """Tell whether an update follows the optimiser step that this micro-batch belongs to."""
+        """Return whether an update follows the optimiser step of this micro-batch."""
         step = self.calls // self.accumulation + 1
         return ops.equal(step, ops.cast(self._next_update, step.dtype))
 
@@ -277,9 +277,9 @@ class Sparse(Wrapper):
         engine.cond(replaced, pass_over, step, grads, [*variables, *inner.variables])
 
     def save_own_variables(self, store: Any) -> None:
-        """Save what is its own: masks are the model's, the rest the wrapped optimiser's.
+        """Save the variables of this wrapper; the model saves masks, the wrapped optimiser its own variables.
 
-        Dense gradients that are half added up, smoothed ones, and every mask so far.
+        These are partially summed dense gradients, smoothed dense gradients, and every mask so far.
         """
         for number, beside in enumerate(self._beside):
             if beside.momentum is not None:
@@ -292,7 +292,7 @@ class Sparse(Wrapper):
                     store[f"gradient {number}"] = beside.gradient.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Load what was saved, and take over the masks, which Keras loads before."""
+        """Load the saved variables, and copy the masks, which Keras loads before."""
         for key in store.keys():  # noqa: SIM118
             kind, _, which = key.partition(" ")
             if kind == "seen":
@@ -302,7 +302,7 @@ class Sparse(Wrapper):
         self.follow(self._trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments of ``from_config``."""
         names = ("keep_gradients", "replaces_step", "momentum_beta")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
@@ -311,7 +311,7 @@ def find_sparse(optimizer: Any) -> Sparse:
     """Return the wrapper that keeps masks, perhaps inside a loss scale.
 
     Raises:
-        TopologyError: there is none.
+        TopologyError: the optimiser was not wrapped.
     """
     found = unscaled(optimizer)
     if not isinstance(found, Sparse):

@@ -1,4 +1,4 @@
-"""An optimiser around another one, to which it passes on whatever Keras asks."""
+"""Base of optimisers that wrap another optimiser and forward Keras' calls to it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nt_keras.engines.engine import ENGINE
 
 
 class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """Steps, learning rate, loss scale, averages, variables and configuration are the wrapped optimiser's.
+    """Wrapper whose steps, learning rate, loss scale, averages and variables are the wrapped optimiser's.
 
     Attributes:
-        inner_optimizer: the wrapped one.
+        inner_optimizer: the wrapped optimiser.
     """
 
     def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None = None) -> None:
@@ -26,29 +26,29 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     @property
     def variables(self) -> list[Any]:
-        """Its own variables and the wrapped optimiser's."""
+        """Variables of the wrapper and of the wrapped optimiser."""
         return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def iterations(self) -> Any:
-        """Optimiser steps taken."""
+        """Number of optimiser steps taken."""
         return self.inner_optimizer.iterations
 
     @property
     def calls(self) -> Any:
-        """How often it was applied: once for each micro-batch."""
+        """Number of calls so far, one for each micro-batch."""
         inner = self.inner_optimizer
         return inner.calls if isinstance(inner, Wrapper) else inner._iterations
 
     @property
     def accumulation(self) -> int:
-        """Calls that make one optimiser step."""
+        """Number of calls for one optimiser step."""
         inner = self.inner_optimizer
         return (inner.accumulation if isinstance(inner, Wrapper) else inner.gradient_accumulation_steps) or 1
 
     @property
     def learning_rate(self) -> Any:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
@@ -57,7 +57,7 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     @property
     def loss_scale_factor(self) -> float | None:
-        """What the loss is multiplied by, and gradients are divided by; None: nothing."""
+        """Factor of the loss, and divisor of gradients; None: no scaling."""
         factor: float | None = self.inner_optimizer.loss_scale_factor
         return factor
 
@@ -67,24 +67,24 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.inner_optimizer.loss_scale_factor = value
 
     def scale_loss(self, loss: Any) -> Any:
-        """Scale a loss as the wrapped optimiser wants it."""
+        """Scale a loss for the wrapped optimiser."""
         return self.inner_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """Put averaged values in place, if the wrapped optimiser keeps any."""
+        """Replace values by their averages, if the wrapped optimiser keeps averages."""
         self.inner_optimizer.finalize_variable_values(var_list)
         if ENGINE == "jax":  # which cannot train on with two variables in one buffer
             for variable in var_list:
                 variable.assign(ops.copy(variable.value))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what :meth:`from_config` needs."""
+        """Return the arguments of :meth:`from_config`."""
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {"name": self.name, "inner_optimizer": inner}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Self:
-        """Make the optimiser of a config."""
+        """Make the optimiser from a config."""
         inner = keras.saving.deserialize_keras_object(
             config["inner_optimizer"], custom_objects=custom_objects
         )
@@ -95,7 +95,7 @@ def expect_plain(optimizer: Any) -> None:
     """Check an optimiser that is to be wrapped.
 
     Raises:
-        TopologyError: it is wrapped already, was used already, or wraps others.
+        TopologyError: the optimiser is wrapped already, was used already, or wraps another optimiser.
     """
     if isinstance(optimizer, Wrapper):
         raise TopologyError("optimizer: it is wrapped by nt_keras.sparse already; wrap it once")
@@ -117,7 +117,7 @@ def expect_plain(optimizer: Any) -> None:
 
 @contextmanager
 def recording(optimizer: Any) -> Iterator[dict[int, list[Any]]]:
-    """Note which variables an optimiser makes for which of the model's, all through one method of Keras'."""
+    """Record the variables that an optimiser makes for each of the model's, through one method of Keras."""
     made: dict[int, list[Any]] = {}
     original = optimizer.add_variable_from_reference
 

@@ -1,4 +1,4 @@
-"""Zeros: how inactive weights get them, and which optimisers leave them alone."""
+"""Zeros of inactive weights: how they are set, and the optimisers that keep them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ZERO_STAYS_ZERO: tuple[type[keras.optimizers.Optimizer], ...] = (
 """Optimisers that leave a weight and its variables at 0 if weight, variables and gradient are 0 (tested)."""
 
 SMALLEST_EPSILON_1 = 1e-16
-"""Adafactor multiplies two of them, which in float32 must not be 0."""
+"""Smallest ``epsilon_1`` of Adafactor, whose product of two must not be 0 in float32."""
 
 
 def clear(values: Any, active: Any) -> Any:
-    """Return values with +0 where inactive, whatever stood there.
+    """Return values with +0 where inactive, in place of any value, NaN too.
 
     Example:
         >>> cleared = clear(ops.array([1.0, float("nan")]), ops.array([True, False]))
@@ -42,7 +42,7 @@ def clear(values: Any, active: Any) -> Any:
 
 
 def keeps_zeros(optimizer: Any, variables: Sequence[Any]) -> bool:
-    """Tell whether what is zero in weights, variables and gradients stays so."""
+    """Return whether elements that are zero in weight, variables and gradient stay zero."""
     kind = type(optimizer)
     made_by_keras = kind.__module__.startswith("keras.")  # which has subclasses of its own with PyTorch
     known = kind in ZERO_STAYS_ZERO or (made_by_keras and issubclass(kind, ZERO_STAYS_ZERO))
@@ -51,7 +51,7 @@ def keeps_zeros(optimizer: Any, variables: Sequence[Any]) -> bool:
 
 
 def warn_of_zero_by_zero(optimizer: Any) -> None:
-    """Warn of an optimiser that makes NaN of zeros, in active weights too."""
+    """Warn of an optimiser that turns zeros into NaN, in active weights too."""
     if isinstance(optimizer, keras.optimizers.Adafactor) and optimizer.epsilon_1 < SMALLEST_EPSILON_1:
         remedy = f"with a whole row and column inactive; give epsilon_1={SMALLEST_EPSILON_1}"
     elif isinstance(optimizer, keras.optimizers.Ftrl) and not (

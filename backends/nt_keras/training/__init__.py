@@ -1,5 +1,5 @@
-"""The training loop, which is ``fit``, with all that it saves and counts.
+"""The training loop, which is ``fit``, with states, counts and reports.
 
-In go a spec, a recipe, and batches; out comes a finished training, or states to continue from. It imports
-every other room of this package.
+Input: a spec, a recipe, and batches. Output: a finished training, or states from which to resume. This room
+imports every other room of this package.
 """

@@ -1,4 +1,4 @@
-"""Where a training is: what its trainer counts, and its states hold."""
+"""Position of a training: counts of the trainer, which saved states contain."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass
 class Position:
-    """How far a training has come.
+    """Position of a training.
 
     Attributes:
-        calls: micro-batches so far, those of batches that were passed over too.
-        steps: optimiser steps taken.
-        skipped: batches passed over.
-        first_call: calls before the epoch.
-        first_step: steps before the epoch.
-        first_skipped: batches passed over before the epoch.
-        seconds: of training so far, evaluation aside.
+        calls: number of micro-batches so far, with those of skipped batches.
+        steps: number of optimiser steps taken.
+        skipped: number of skipped batches.
+        first_call: number of micro-batches before the epoch.
+        first_step: number of steps before the epoch.
+        first_skipped: number of skipped batches before the epoch.
+        seconds: of training so far, without evaluation.
 
     Example:
         >>> at = Position(calls=12, steps=5, skipped=1)
@@ -34,5 +34,5 @@ class Position:
     seconds: float = 0.0
 
     def begin_epoch(self) -> None:
-        """Note where an epoch begins."""
+        """Set the counts at the beginning of an epoch."""
         self.first_call, self.first_step, self.first_skipped = self.calls, self.steps, self.skipped

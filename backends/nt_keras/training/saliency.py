@@ -1,4 +1,4 @@
-"""Pruning at initialisation: the gradients of one batch, and the masks the core chooses by them."""
+"""Pruning at initialisation: the gradients of one batch, and the masks that the core selects by them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from nt_keras.network.model import HALF
 
 
 def prune_at_init(model: Ensemble, inputs: NDArray[Any], labels: NDArray[np.int64], *, seed: int = 0) -> None:
-    """Choose a model's masks by one batch, as its topology says; before the first step.
+    """Select a model's masks by the gradients of one batch, before the first step.
 
     Args:
-        model: what ``nt_keras.compile`` returned for a spec whose topology is ``PruneAtInit``.
+        model: of ``nt_keras.compile``, for a spec whose topology is ``PruneAtInit``.
         inputs: (N, *input shape), the first examples of the training data; images channels first, as for
             ``nt_keras.predict``.
         labels: (N,) or (N, T) class numbers.
-        seed: keys how the kept connections of a single network are divided (``Fission``).
+        seed: keys the division of a single network's kept connections (``Fission``).
 
     Raises:
-        DataError: there is no example.
-        TopologyError: the topology is another, or a weight has no finite score.
+        DataError: the batch is empty.
+        TopologyError: the topology is not ``PruneAtInit``, or a weight has no finite score.
 
     Example:
         >>> import nt_core, nt_models, nt_keras
@@ -58,13 +58,13 @@ def prune_at_init(model: Ensemble, inputs: NDArray[Any], labels: NDArray[np.int6
 def saliency_gradients(
     model: Ensemble, inputs: NDArray[Any], labels: NDArray[np.int64], criterion: AnySaliency
 ) -> dict[str, NDArray[Any]]:
-    """Return what a criterion reads of one batch: for SNIP the gradient g, for GraSP H·g, exactly.
+    """Return the gradients of one batch for a criterion: for SNIP the gradient g, for GraSP H·g, exactly.
 
-    Both are of the loss as the spec combines it, over the sparsifiable weights, in training mode but without
-    dropout. Nothing of the model changes.
+    Both are derivatives of the spec's loss with respect to the sparsifiable weights, in training mode but
+    without dropout. The model is unchanged.
 
     Args:
-        model: what ``nt_keras.compile`` returned; its kernels must be trainable.
+        model: of ``nt_keras.compile``; its kernels must be trainable.
         inputs: (N, *input shape), images channels first.
         labels: (N,) or (N, T) class numbers.
         criterion: ``nt_core.topology.Snip()`` or ``Grasp()``.
@@ -98,7 +98,7 @@ def _in_dtype(inputs: NDArray[Any], dtype: str) -> Any:
 
 
 def _in_full(model: Ensemble) -> Ensemble:
-    """Return the network that is judged: undivided, computing in the precision of its variables."""
+    """Return the network whose weights are scored: undivided, computing in the precision of its variables."""
     spec, layout = model.spec, model.spec.layout
     if model.dtype_policy.compute_dtype not in HALF and not layout.divided:
         return model
@@ -113,7 +113,7 @@ def _in_full(model: Ensemble) -> Ensemble:
 
 @contextmanager
 def _at_start(model: Ensemble) -> Iterator[None]:
-    """No dropout; and statistics as before afterwards."""
+    """Disable dropout, and restore the statistics afterwards."""
     dropout = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
     rates = [layer.rate for layer in dropout]
     kept = [

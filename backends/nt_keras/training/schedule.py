@@ -1,4 +1,4 @@
-"""How a dataset is cut into what ``fit`` reads: epochs, optimiser steps and calls."""
+"""Division of a dataset into epochs, optimiser steps and calls for ``fit``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nt_keras.engines.layouts import batch_to_keras
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Epochs that are trained in one ``fit``: those from ``begin`` to ``end``, counted from 0.
+    """Epochs of one ``fit``, from ``begin`` to ``end``, counted from 0.
 
     Attributes:
-        begin: the first.
-        end: the one after the last.
-        first: calls of it that were made already; it is the only one then.
+        begin: the first epoch.
+        end: the epoch after the last.
+        first: number of the first epoch's calls that were made already; if not 0, it is the only epoch.
     """
 
     begin: int
@@ -33,10 +33,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a dataset is cut into epochs, steps and micro-batches.
+    """Division of a dataset into epochs, steps and micro-batches.
 
-    Keras counts ``accumulation`` calls for each optimiser step, whatever their sizes. So a call's examples
-    are weighted by their share of the step, and a last, shorter step is filled up with calls of weight 0.
+    Keras counts ``accumulation`` calls for each optimiser step, of any size. Therefore a call's examples are
+    weighted by their share of the step, and a last, shorter step is filled up with calls of weight 0.
     """
 
     examples: int
@@ -71,19 +71,19 @@ class Schedule:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
     def part(self, calls: int) -> Part:
-        """Return what follows so many calls: the rest of an epoch, the planned ones, or one more."""
+        """Return the epochs after some calls: the rest of an epoch, the planned epochs, or one more epoch."""
         begun, first = divmod(calls, self.calls_per_epoch)
         return Part(begin=begun, end=begun + 1 if first else max(begun + 1, self.epochs), first=first)
 
     def examples_after(self, calls: int) -> int:
-        """Return how many examples were seen."""
+        """Return the number of examples seen after some calls."""
         whole, rest = divmod(calls // self.accumulation, self.steps_per_epoch)
         return whole * self.examples + min(rest * self.batch_size, self.examples)
 
     def batches(
         self, part: Part, structure: Structure, data: Batches, seed: int
     ) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Yield what ``fit`` reads, epoch after epoch: inputs, labels and, with accumulation, weights."""
+        """Yield inputs, labels and, with accumulation, weights for ``fit``, epoch after epoch."""
         size = self.batch_size // self.accumulation
         for number in range(part.begin + 1, part.end + 1):
             calls = member_batches(structure, data, number, size, seed, part.first)

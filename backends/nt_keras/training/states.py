@@ -1,4 +1,4 @@
-"""What a training in Keras goes on from: everything that its next step reads, as arrays and JSON."""
+"""State of a training in Keras: all values that its next step reads, as arrays and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nt_keras.topology.sparse import Sparse, find_sparse
 
 
 def content(model: Ensemble) -> dict[str, Any]:
-    """Return the variables of a compiled model and of its optimiser, as they are between two steps."""
+    """Return the variables of a compiled model and of its optimiser, between two steps."""
     engine.sync(model)
     return {
         "model": _read(_own(model)),
@@ -22,12 +22,12 @@ def content(model: Ensemble) -> dict[str, Any]:
 
 
 def restore_model(found: Mapping[str, Any], model: Ensemble) -> None:
-    """Put weights, masks, statistics and the states of random generators back."""
+    """Restore weights, masks, statistics and the states of random generators."""
     _write(_own(model), found["model"], "the model")
 
 
 def restore_optimizer(found: Mapping[str, Any], model: Ensemble) -> None:
-    """Put a compiled model's optimiser back, what the topology keeps there included."""
+    """Restore a compiled model's optimiser, with the topology's variables in it."""
     model.build_optimizer()
     _write(model.optimizer.variables, found["optimizer"], "the optimiser")
     if model.masked:

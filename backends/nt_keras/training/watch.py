@@ -1,4 +1,4 @@
-"""What a training does beside its steps: it counts, times, evaluates, reports and saves states."""
+"""Tasks of a training beside its steps: counting, timing, evaluation, reports and saved states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nt_keras.training.states import content
 
 
 class ExampleLoss(keras.metrics.Mean):  # type: ignore[misc]
-    """Mean loss over examples, those of a call alike, whatever the call's weight in its step."""
+    """Mean loss over examples, which have equal weight for any weight of their call in its step."""
 
     def __init__(self, loss: EnsembleLoss) -> None:
         super().__init__(name="example_loss")
@@ -37,10 +37,10 @@ class ExampleLoss(keras.metrics.Mean):  # type: ignore[misc]
 
 
 class Keeper:
-    """Saves a training's states, and has found the last of one that was interrupted.
+    """Keeper of a training's states.
 
     Attributes:
-        found: that state; None: there is none.
+        found: the last state of an interrupted training; None: there is none.
     """
 
     def __init__(self, states: States, training: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Keeper:
         """Save the state if it is time, or if the training is to stop.
 
         Raises:
-            Stopped: it is.
+            Stopped: the training is to stop.
         """
         step = position.steps
         stopping = self.states.stopping() and step < total_steps
@@ -64,7 +64,7 @@ class Keeper:
 
 
 class Watch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Counts, times, evaluates, reports and saves states; stops a training that ends within an epoch."""
+    """Callback that counts, times, evaluates, reports, saves states, and stops a training within an epoch."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Watch(keras.callbacks.Callback):  # type: ignore[misc]
             self._keep()
 
     def _note_untaken(self, verdict: int) -> None:
-        """Count a batch that was passed over, or stop; a loss scale that was too large is neither."""
+        """Count a skipped batch, or stop; a step with too large a loss scale does neither."""
         if verdict == SCALE_TOO_LARGE:
             return
         step, lr = self.at.steps + 1, self._rate(self.at.steps)

@@ -1,7 +1,7 @@
-"""Each op for all heads at once: a grouped convolution, a batched product, one long batch.
+"""Computation of each op for all heads at once: a grouped convolution, a batched product, one long batch.
 
-A value that heads share is (B, …), one of their own (M, B, …). Heads' images lie in memory as the channels of
-one image, as grouped convolutions read and write them.
+A value that heads share has shape (B, …); heads' own values have shape (M, B, …). Heads' images are in memory
+as the channels of one image, because grouped convolutions read and write this layout.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from nt_torch.network.convolution import convolve
 
 Modules: TypeAlias = Sequence[nn.Module]
 Read: TypeAlias = Sequence[tuple[Tensor, bool]]
-"""What an op reads, each with whether it is the heads' own."""
+"""Inputs of an op, each with a flag: True for heads' own values, False for a shared value."""
 
 Batched: TypeAlias = Callable[[Any, Modules, Read], Tensor]
-"""(op, each head's module, what they read) → (M, B, …)."""
+"""(op, each head's module, inputs) → (M, B, …)."""
 
 
 def _convolution(op: ops.Conv2d, modules: Modules, read: Read) -> Tensor:
@@ -64,7 +64,7 @@ def _positions(_: ops.Positions, modules: Modules, read: Read) -> Tensor:
 
 
 def _batch_norm(op: ops.BatchNorm, modules: Modules, read: Read) -> Tensor:
-    """Normalise every head's channels as one image's, for a channel is normalised by itself."""
+    """Normalise every head's channels as those of one image, because channels are normalised separately."""
     (x,) = _spread(modules, read)
     names = ("running_mean", "running_var", "weight", "bias")
     mean, variance, weight, bias = (_joined(modules, name) for name in names)
@@ -103,12 +103,12 @@ def _elementwise(_: ops.Op, modules: Modules, read: Read) -> Tensor:
 
 
 def _by_channels(_: ops.Op, modules: Modules, read: Read) -> Tensor:
-    """Take every head's images for the channels of one."""
+    """Compute an op with every head's images as the channels of one image."""
     return _from_channels(modules[0](_as_channels(*_spread(modules, read))), modules)
 
 
 def _by_rows(_: ops.Op, modules: Modules, read: Read) -> Tensor:
-    """Take every head's examples for one long batch."""
+    """Compute an op with every head's examples as one long batch."""
     inputs = _spread(modules, read)
     found: Tensor = modules[0](*[x.flatten(0, 1) for x in inputs])
     return found.view(len(modules), inputs[0].shape[1], *found.shape[1:])
@@ -120,7 +120,7 @@ def _global_avg_pool(op: ops.GlobalAvgPool, modules: Modules, read: Read) -> Ten
 
 
 def _spread(modules: Modules, read: Read) -> list[Tensor]:
-    """Return what is read as each head's own."""
+    """Return inputs as heads' own values; shared values are expanded."""
     return [x if own else x.expand(len(modules), *x.shape) for x, own in read]
 
 
@@ -139,12 +139,12 @@ def _stacked(modules: Modules, name: str) -> Tensor:
 
 
 def _joined(modules: Modules, name: str) -> Tensor:
-    """Join heads' vectors or kernels along their first axis; kernels stay as they lie in memory."""
+    """Join heads' vectors or kernels along their first axis; kernels keep their memory format."""
     return torch.cat([getattr(module, name) for module in modules])
 
 
 def _by_feature(modules: Modules, name: str, ndim: int) -> Tensor:
-    """Heads' vectors as they are multiplied with values of so many axes: (M, 1, …, features)."""
+    """Return heads' vectors, reshaped for a product with values of ``ndim`` axes: (M, 1, …, features)."""
     vectors = _stacked(modules, name)
     return vectors.view(len(modules), *[1] * (ndim - 2), vectors.shape[1])
 
@@ -174,4 +174,4 @@ BATCHED: Final[Mapping[type[ops.Op], Batched]] = MappingProxyType(
         ops.Attention: _by_rows,
     }
 )
-"""Op → how it runs for all heads at once; its keys are exactly :data:`nt_core.graph.ops.OPS`."""
+"""Op → its function for all heads at once; the keys are exactly :data:`nt_core.graph.ops.OPS`."""

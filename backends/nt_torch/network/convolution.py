@@ -1,4 +1,4 @@
-"""Convolution as :class:`nt_core.graph.ops.Conv2d` has it: any padding, on every device."""
+"""Convolution of :class:`nt_core.graph.ops.Conv2d`: any padding, on every device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def convolve(
     """Convolve images. (B, in, H, W) → (B, out, H', W').
 
     Args:
-        op: says how.
+        op: kernel size, strides, padding and groups.
         x: images.
         weight: (out, in / groups, *kernel).
         bias: (out,).
-        groups: of channels; None: the op's.
+        groups: number of groups of channels; None: that of the op.
     """
     groups = op.groups if groups is None else groups
     (top, bottom), (left, right) = op.padding
@@ -32,5 +32,5 @@ def convolve(
 
 
 def is_strided_pointwise(op: Conv2d) -> bool:
-    """Tell whether a convolution only picks pixels and mixes their channels."""
+    """Return whether a convolution only selects pixels and mixes their channels."""
     return op.kernel == (1, 1) and op.stride != (1, 1) and not any(map(any, op.padding))

@@ -1,4 +1,4 @@
-"""How a model is computed: a matter of speed and memory, never of what it computes."""
+"""Execution options of a model, which affect speed and memory but not the results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from nt_core.values import Value
 
 
 class Execution(Value):
-    """How the forward and backward pass are computed; weights, names, masks and checkpoints stay as they are.
+    """Execution options of the forward and backward pass, which do not affect weights, masks or checkpoints.
 
     Attributes:
         heads: ``loop``: one after another; ``batched``: all at once, with their weights stacked (grouped
-            convolutions, batched products); ``auto``: whichever :func:`nt_torch.train` measures to be faster.
-        activation_checkpointing: keep the values between blocks only, and compute those inside a block again
-            in the backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, about a third more time.
+            convolutions, batched products); ``auto``: the way that :func:`nt_torch.train` measures as faster.
+        activation_checkpointing: whether only the values between blocks are kept, and the values inside a
+            block are recomputed in the backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, about
+            a third more time.
 
     Example:
         >>> import nt_core, nt_models, nt_torch
@@ -32,10 +33,10 @@ class Execution(Value):
     activation_checkpointing: bool = False
 
     def expect_possible(self, layout: Layout) -> Execution:
-        """Return this, if a model of that layout can be computed so.
+        """Return these options, after a check that a model of the layout supports them.
 
         Raises:
-            SpecError: it cannot; says why.
+            SpecError: the layout does not support them; the message gives the reason.
         """
         if self.heads == "auto":
             raise SpecError(
@@ -49,7 +50,7 @@ class Execution(Value):
 
 
 def why_not_batched(layout: Layout) -> str | None:
-    """Return why heads cannot be computed at once; None: they can.
+    """Return the reason why heads cannot be batched; None: heads can be batched.
 
     Example:
         >>> import nt_models

@@ -1,4 +1,4 @@
-"""All heads of a model at once, instead of one after another."""
+"""Computation of all heads of a model at once, instead of one after another."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from nt_torch.processes.shards import is_sharded
 
 
 def run_batched(heads: Sequence[PartModule], values: Values, *, recompute: bool = False) -> Values:
-    """Run heads that are alike on values that they share.
+    """Run heads of equal structure on values that they share.
 
     Args:
         heads: at least two; each keeps its own parameters and buffers, whose gradients and running statistics
             are those of a loop.
-        values: what they read, (B, …).
-        recompute: whether what a block computes inside is computed again in the backward pass.
+        values: the heads' inputs, (B, …).
+        recompute: whether values inside a block are recomputed in the backward pass.
 
     Returns:
-        What they give, (M, B, …).
+        The heads' outputs, (M, B, …).
 
     Raises:
-        SpecError: processes hold parts of their weights, or only some of them are in training mode.
+        SpecError: the heads' weights are sharded, or only some of the heads are in training mode.
     """
     _expect_possible(heads)
 

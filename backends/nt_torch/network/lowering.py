@@ -17,11 +17,11 @@ from nt_torch.network.convolution import convolve, is_strided_pointwise
 from nt_torch.network.members import MemberBatchNorm, MemberConv2d, MemberLinear, MemberNorm
 
 Lowering = Callable[[Any, Sequence[Shape]], nn.Module]
-"""(op, its inputs' shapes for one example) → module whose parameters bear the names of the op's weights."""
+"""(op, its inputs' shapes for one example) → module whose parameters have the names of the op's weights."""
 
 
 class _Conv2d(nn.Conv2d):
-    """A convolution that PyTorch's own module cannot hold, or that is better computed otherwise."""
+    """A convolution that PyTorch's own module does not support, or computes more slowly."""
 
     def __init__(self, op: ops.Conv2d) -> None:
         super().__init__(
@@ -215,4 +215,4 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Attention: lambda op, _: _Attention(op),
     }
 )
-"""Op → how it is made; its keys are exactly :data:`nt_core.graph.ops.OPS`."""
+"""Op → lowering; the keys are exactly :data:`nt_core.graph.ops.OPS`."""

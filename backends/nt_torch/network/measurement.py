@@ -1,4 +1,4 @@
-"""Which way of computing heads is faster, on the machine, the model and the batch at hand."""
+"""Measurement of the faster execution of heads, on the present machine, model and batch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WAYS: Final[tuple[Literal["loop", "batched"], ...]] = ("loop", "batched")
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredHeads:
-    """What was measured.
+    """Measurement of both executions of heads.
 
     Attributes:
-        heads: the faster way.
-        seconds: of a forward and backward pass each way, the median of some; empty if nothing was measured.
-        reason: why there was nothing to choose, if so.
+        heads: the faster execution.
+        seconds: median time of a forward and backward pass in each execution; empty if nothing was measured.
+        reason: reason why nothing was measured, if so.
     """
 
     heads: Literal["loop", "batched"]
@@ -36,19 +36,19 @@ class MeasuredHeads:
     reason: str | None = None
 
     def to_event(self) -> dict[str, Any]:
-        """Return a plain record."""
+        """Return the measurement as a plain record."""
         return {"event": "heads", **vars(self), "seconds": dict(self.seconds)}
 
 
 def measure_heads(model: Ensemble, loss: Callable[[], Tensor], *, rounds: int = ROUNDS) -> MeasuredHeads:
-    """Measure heads in a loop and batched, in turn, after a warm-up; nothing of the model is changed.
+    """Measure heads in a loop and batched, in turn, after a warm-up; the model is unchanged.
 
-    Weights, gradients, running statistics and the sequence of random numbers stay as they are.
+    Weights, gradients, running statistics and the sequence of random numbers are unchanged too.
 
     Args:
         model: on its device, in training mode.
-        loss: computes a loss by the model, as a training step would.
-        rounds: how often each way is measured.
+        loss: computes a loss by the model, as a training step does.
+        rounds: number of measurements of each execution.
 
     Example:
         >>> import nt_core, nt_models, nt_torch
@@ -96,7 +96,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _unchanged(model: Ensemble) -> Iterator[Execution]:
-    """Put everything back that a forward pass changes."""
+    """Restore everything that a forward pass changes."""
     execution = model.execution
     held = [(b, b.clone()) for name, b in model.named_buffers() if not name.endswith(f".{MASK}")]
     with torch.random.fork_rng():

@@ -1,6 +1,6 @@
-"""Members that share every block: examples to rows and back, and the modules in which members differ.
+"""Members that share every block: conversion of examples to rows and back, and modules with own weights.
 
-The rows of a batch are member-major: the first 1/M of them is member 1's.
+The rows of a batch are member-major: the first 1/M of the rows belongs to member 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nt_torch.network.convolution import convolve
 
 
 def from_examples(layout: Layout, x: Tensor, *, training: bool) -> Tensor:
-    """Return what the network reads: (B, *input shape) → (rows, *shape that the graph reads).
+    """Return the network's input. (B, *input shape) → (rows, *input shape of the graph).
 
     Raises:
         DataError: in training, rows cannot be divided among members.
@@ -33,14 +33,14 @@ def from_examples(layout: Layout, x: Tensor, *, training: bool) -> Tensor:
 
 
 def from_rows(layout: Layout, output: Tensor) -> Tensor:
-    """Return logits of what the network gives: (M, B, *output shape)."""
+    """Return the logits in the network's output: (M, B, *output shape)."""
     if layout.along == "rows":
         return _own(output, layout.members)
     return output.reshape(len(output), layout.members, -1).transpose(0, 1)
 
 
 class _Shared(nn.Module):
-    """A kernel that members share, and each member's factors of it."""
+    """Base of modules with a kernel that members share, and each member's factors."""
 
     def __init__(self, op: ops.Conv2d | ops.Linear, factors: ops.Factors) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Shared(nn.Module):
 
 
 class MemberLinear(_Shared):
-    """y_m = ((x_m ∘ r_m)·Wᵀ) ∘ s_m + b_m: one product for all members."""
+    """Linear map y_m = ((x_m ∘ r_m)·Wᵀ) ∘ s_m + b_m, with one product for all members."""
 
     def forward(self, x: Tensor) -> Tensor:
         own = _own(x, self.members)
@@ -63,7 +63,7 @@ class MemberLinear(_Shared):
 
 
 class MemberConv2d(_Shared):
-    """The same by channel, with each member's own kernel W ∘ s_m·r_mᵀ: kernels are smaller than images."""
+    """Convolution with each member's scaled kernel W ∘ s_m·r_mᵀ, because kernels are smaller than images."""
 
     def __init__(self, op: ops.Conv2d, factors: ops.Factors) -> None:
         super().__init__(op, factors)
@@ -81,7 +81,7 @@ class MemberConv2d(_Shared):
 
 
 class MemberBatchNorm(nn.Module):
-    """Batch normalisation of each member's rows by themselves."""
+    """Batch normalisation of each member's rows separately."""
 
     def __init__(self, op: ops.BatchNorm, members: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class MemberBatchNorm(nn.Module):
 
 
 class MemberNorm(nn.Module):
-    """A normalisation of the last axis with scales and shifts of each member's own."""
+    """Normalisation of the last axis with own scales and shifts for each member."""
 
     def __init__(self, norm: nn.Module, op: ops.LayerNorm | ops.RMSNorm, members: int) -> None:
         super().__init__()

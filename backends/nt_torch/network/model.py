@@ -1,4 +1,4 @@
-"""A spec as a ``torch.nn.Module``: what it computes, and where its weights and masks are."""
+"""A spec as a ``torch.nn.Module``: its computation, and access to its weights and masks by name."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from nt_torch.processes.shards import whole
 
 
 class Ensemble(nn.Module):
-    """A compiled spec; ``model(x)`` gives logits of shape (M, B, …).
+    """A compiled spec; ``model(x)`` returns logits of shape (M, B, …).
 
-    An ordinary module: its weights are dense parameters with exact zeros where a connection is inactive, and
-    beside each masked ``weight`` lies a boolean buffer ``weight_mask``. Heads share the backbone's output.
+    The model is an ordinary module. Its weights are dense parameters with exact zeros where a connection is
+    inactive. Each masked ``weight`` has a boolean buffer ``weight_mask``. Heads share the backbone's output.
 
     Attributes:
-        spec: what was declared.
-        backbone: None where members share nothing.
+        spec: of the ensemble.
+        backbone: module of the shared blocks; None where members share nothing.
         heads: one module for each member.
-        execution: how it is computed; may be changed at any time.
+        execution: execution options, which may be changed at any time.
     """
 
     def __init__(self, spec: EnsembleSpec) -> None:
@@ -94,10 +94,10 @@ class Ensemble(nn.Module):
 
     @property
     def execution(self) -> Execution:
-        """How it is computed.
+        """Execution options of the model.
 
         Raises:
-            SpecError: when it is set to what this model cannot be computed by.
+            SpecError: options that the model does not support are assigned.
         """
         return self._execution
 
@@ -107,13 +107,13 @@ class Ensemble(nn.Module):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Masks: DistributedDataParallel need not send them, for every process makes the same choices."""
+        """Names of masks, which DistributedDataParallel need not send, because all processes select alike."""
         return [name for name, _ in self.named_buffers() if name.endswith(f".{MASK}")]
 
     def array(self, name: str) -> Tensor:
-        """Return the parameter or buffer behind a weight's full name, as it is now.
+        """Return the present parameter or buffer of a weight's full name.
 
-        Look it up when you need it: wrappers may replace parameters.
+        Do not keep the result, because wrappers may replace parameters.
         """
         found = getattr(self.owner(name), self._paths[name].rpartition(".")[2])
         assert isinstance(found, Tensor)
@@ -124,7 +124,7 @@ class Ensemble(nn.Module):
         return self.get_submodule(self._paths[name].rpartition(".")[0])
 
     def mask(self, name: str) -> Tensor | None:
-        """Return the boolean mask of a weight, True where active; None where it has none."""
+        """Return the boolean mask of a weight, True where active; None: no mask."""
         return getattr(self.owner(name), MASK, None) if name.endswith(".weight") else None
 
     @property
@@ -139,16 +139,16 @@ class Ensemble(nn.Module):
             self.array(name).masked_fill_(~active, 0)
 
     def register_mask(self, name: str, mask: Mask) -> Tensor:
-        """Put a mask beside a weight, whose values stay as they are; return it as a tensor."""
+        """Register a mask beside a weight, whose values are unchanged, and return it as a tensor."""
         active = torch.from_numpy(mask.dense()).to(self.array(name).device)
         self.owner(name).register_buffer(MASK, active)
         return active
 
 
 def fast_layout(model: Ensemble) -> Ensemble:
-    """Put a network of convolutions into channels-last memory, which CPUs and GPUs compute faster.
+    """Convert a network of convolutions to channels-last memory, which CPUs and GPUs compute faster.
 
-    Training and loading both do it, for another layout gives other last digits.
+    Training and loading both convert, because another layout gives other last digits.
     """
     if any(parameter.dim() == 4 for parameter in model.parameters()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -156,7 +156,7 @@ def fast_layout(model: Ensemble) -> Ensemble:
 
 
 def find_device(name: torch.device | str | None) -> torch.device:
-    """Return a device that can be used; None: a GPU if there is one, else the CPU.
+    """Return an available device; without a name a GPU if there is one, else the CPU.
 
     Raises:
         DataError: there is no such device.
@@ -179,10 +179,10 @@ def find_device(name: torch.device | str | None) -> torch.device:
 
 
 def unwrap(model: nn.Module) -> Ensemble:
-    """Return the ensemble inside what ``torch.compile``, DDP or accelerate put around it.
+    """Return the ensemble inside the wrappers of ``torch.compile``, DDP or accelerate.
 
     Raises:
-        DataError: there is none.
+        DataError: the module contains no ensemble.
     """
     inner: object = model
     while not isinstance(inner, Ensemble):
@@ -200,7 +200,7 @@ def unwrap(model: nn.Module) -> Ensemble:
 def as_numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Return a tensor as a NumPy array on the CPU, sharing memory where it can; bfloat16 becomes float32.
 
-    One whose parts several processes hold becomes whole; all of them must ask.
+    A sharded tensor is gathered; all of its processes must call this.
     """
     tensor = whole(tensor.detach())
     if tensor.dtype == torch.bfloat16:

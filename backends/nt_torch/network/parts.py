@@ -1,4 +1,4 @@
-"""The backbone or one head as a module: blocks in the order in which they run."""
+"""The backbone or one head as a module: blocks in the order of computation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from nt_torch.network.lowering import LOWERINGS
 from nt_torch.network.recomputation import recomputed
 
 MASK = "weight_mask"
-"""The buffer beside a masked ``weight``: bool, True where a connection is active."""
+"""Name of the buffer beside a masked ``weight``: bool, True where a connection is active."""
 
 Values = dict[str, Tensor]
-"""Tensors by the references that read them."""
+"""Tensors by their references."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One op as it runs: how for all heads at once, the key of its module, what it reads, what it gives."""
+    """Computation of one op: its batched function, the key of its module, its inputs and its output."""
 
     op: Op
     batched: Batched
@@ -35,18 +35,18 @@ class Step:
 
 
 Compute = Callable[[Step, list[Tensor]], Tensor]
-"""Computes an op of what it reads."""
+"""Function that computes an op from its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One block as it runs.
+    """Computation of one block.
 
     Attributes:
-        steps: its ops, each with what is no longer needed after it.
-        reads: what it reads of others.
-        gives: what others read of it.
-        forgets: what nobody reads after it.
+        steps: the block's ops, each with the references that are no longer needed after it.
+        reads: references of the values that the block reads from outside.
+        gives: references of the values that are read outside.
+        forgets: references of the values that are not read after the block.
     """
 
     steps: tuple[tuple[Step, tuple[str, ...]], ...]
@@ -55,16 +55,16 @@ class Stage:
     forgets: tuple[str, ...]
 
     def take(self, values: Values) -> Values:
-        """Return what the block reads; what nobody reads after it is taken out."""
+        """Return the block's inputs, and remove from ``values`` those that are not read after it."""
         return {ref: values.pop(ref) if ref in self.forgets else values[ref] for ref in self.reads}
 
 
 class PartModule(nn.Module):
-    """The backbone or one head: its ops in the order in which they run.
+    """The backbone or one head: ops in the order of computation.
 
     Attributes:
-        stages: its blocks.
-        gives: what is read elsewhere.
+        stages: the part's blocks.
+        gives: references of the values that are read outside.
     """
 
     def __init__(self, part: Part, shapes: Mapping[str, Shape], gives: tuple[str, ...]) -> None:
@@ -89,11 +89,11 @@ class PartModule(nn.Module):
         self.gives = gives
 
     def forward(self, values: Values, *, recompute: bool = False) -> Values:
-        """Run all ops on the values they read; return those that are read elsewhere.
+        """Run all ops, and return the values that are read outside.
 
         Args:
-            values: what the part reads.
-            recompute: whether what a block computes inside is computed again in the backward pass.
+            values: the part's inputs.
+            recompute: whether values inside a block are recomputed in the backward pass.
         """
         return run_stages(
             [self], values, lambda step, inputs: self.ops[step.key](*inputs), recompute=recompute
@@ -103,7 +103,7 @@ class PartModule(nn.Module):
 def run_stages(
     alike: Sequence[PartModule], values: Values, compute: Compute, *, recompute: bool = False
 ) -> Values:
-    """Run all blocks of parts that are alike; return the values that are read elsewhere."""
+    """Run all blocks of parts of equal structure, and return the values that are read outside."""
     values = dict(values)
     for stage in alike[0].stages:
         run = partial(_run_stage, stage, compute)
@@ -124,7 +124,7 @@ def _run_stage(stage: Stage, compute: Compute, values: Values) -> Values:
 
 
 def module_key(block: str, node: str) -> str:
-    """Name an op's module: PyTorch reserves dots for nesting.
+    """Return the name of an op's module without dots, which PyTorch reserves for nesting.
 
     Example:
         >>> module_key("stage3.1", "conv1")
@@ -134,7 +134,7 @@ def module_key(block: str, node: str) -> str:
 
 
 def _stages(blocks: list[list[Step]], gives: tuple[str, ...]) -> Iterator[Stage]:
-    """Note after which op and block each value is no longer needed, so that inference frees it."""
+    """Yield blocks with the op and the block after which each value is no longer needed and can be freed."""
     for i, steps in enumerate(blocks):
         later = {ref for each in blocks[i + 1 :] for step in each for ref in step.inputs} | set(gives)
         made = {step.output for step in steps}

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a function computes inside is forgotten, and computed again."""
+"""Activation checkpointing: intermediate values are recomputed in the backward pass instead of kept."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 def recomputed(run: Run, values: dict[str, Tensor], modules: Sequence[nn.Module]) -> dict[str, Tensor]:
     """Run a function whose intermediate values are not kept for the backward pass.
 
-    It gives the same bits as without: dropout draws the same numbers again, and running statistics are
-    updated the first time only.
+    The results are bit for bit the same as without recomputation, because dropout draws the same numbers
+    again, and running statistics are updated the first time only.
 
     Args:
-        run: a function of the values; may change the mapping it gets.
-        values: what it reads.
-        modules: those it runs, whose buffers stay as they are the second time.
+        run: a function of the values, which may change the mapping.
+        values: inputs of the function.
+        modules: the modules that the function runs, whose buffers are unchanged the second time.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _buffers_kept(modules)
 
-    # A compiler keeps what a function changes apart from what it computes again.
+    # A compiler separates a function's side effects from its recomputation by itself.
     further = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
     found: dict[str, Tensor] = checkpoint(lambda: run(dict(values)), use_reentrant=False, **further)  # type: ignore[arg-type]
     return found
@@ -35,7 +35,7 @@ def recomputed(run: Run, values: dict[str, Tensor], modules: Sequence[nn.Module]
 
 @contextmanager
 def _buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let modules write to copies of their buffers."""
+    """Give modules copies of their buffers to write to, and restore the buffers afterwards."""
     held = [
         (module, name, buffer)
         for module in modules

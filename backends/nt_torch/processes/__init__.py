@@ -1,5 +1,5 @@
-"""Several processes that train one model: what they share, and the choices they make together.
+"""Several processes that train one model: communication, sharded weights, and joint selections.
 
-In go process groups and sharded tensors, out come sums and selections that equal those of one process. It
-imports nothing else of this package.
+Input: process groups and sharded tensors. Output: sums and selections that equal those of one process. This
+room imports nothing else of this package.
 """

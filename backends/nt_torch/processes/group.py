@@ -1,4 +1,4 @@
-"""Several processes that train one model: what they share, and whether their masks are the same."""
+"""Communication of several processes that train one model, and a check that their masks are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """Return what the first process makes, in every process.
+    """Return the first process's value in every process.
 
     Example:
         >>> from_main(lambda: 1)
@@ -29,7 +29,7 @@ def from_main(make: Callable[[], T]) -> T:
     if distributed.get_rank() == 0:
         try:
             made[0] = make()
-        except Exception as error:  # so that the others do not wait for ever
+        except Exception as error:  # sent to the other processes, which would wait for ever otherwise
             made[1] = error
     distributed.broadcast_object_list(made)
     if made[1] is not None:
@@ -39,7 +39,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def group_of(model: nn.Module) -> Any:
-    """Return the processes among which a model's gradients are averaged; None: there is one."""
+    """Return the group of processes that average a model's gradients; None: a single process."""
     inner: Any = model
     while isinstance(inner, nn.Module):
         if isinstance(inner, DistributedDataParallel):
@@ -49,16 +49,16 @@ def group_of(model: nn.Module) -> Any:
 
 
 def expect_same_masks(masks: Mapping[str, Bits], step: int, group: Any, device: torch.device) -> None:
-    """Raise in every process unless all have the same masks: a digest of each is compared.
+    """Check that all processes have the same masks, by a digest of each mask.
 
     Args:
-        masks: each weight's, packed.
-        step: after which they were updated.
+        masks: mask of each weight, packed.
+        step: the optimiser step after which the masks were updated.
         group: the processes.
-        device: where the group's messages lie.
+        device: of the tensors that the group communicates.
 
     Raises:
-        TopologyError: naming the first weight that differs, and in which processes.
+        TopologyError: in every process; the message names the first weight that differs, and the processes.
     """
     if group is None or not masks:
         return

@@ -1,6 +1,6 @@
-"""Weights of which each process holds a part (FSDP2): what all choose together, by small sums.
+"""Selections on weights of which each process holds a part (FSDP2), with little communication.
 
-The choice is exactly that of one process which holds the whole.
+The selection is exactly that of one process which holds the whole weight.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:  # importing it takes a second
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Tell whether processes hold parts of a tensor."""
+    """Return whether a tensor is sharded, so that processes hold parts of it."""
     return hasattr(tensor, "device_mesh")
 
 
 def mesh_of(model: nn.Module) -> Any:
-    """Return the devices over which a model's weights are divided; None: each process holds them whole."""
+    """Return the device mesh over which a model's weights are sharded; None: not sharded."""
     return next((each.device_mesh for each in model.parameters() if is_sharded(each)), None)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds: all of it, if it is not sharded."""
+    """Return this process's part of a tensor; the whole tensor if it is not sharded."""
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
@@ -41,15 +41,15 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor with all of its parts; every process that holds one must ask."""
+    """Return a tensor with all of its parts; every process that holds a part must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def first_row(weight: DTensor) -> int:
-    """Return the row of a weight at which this process's part begins; rows are divided as by torch.chunk.
+    """Return the first row of this process's part of a weight; rows are divided as by torch.chunk.
 
     Raises:
-        TopologyError: it is not sharded by rows alone.
+        TopologyError: the weight is not sharded by rows alone.
     """
     from torch.distributed.tensor import Shard
 
@@ -64,7 +64,7 @@ def first_row(weight: DTensor) -> int:
 
 
 def like(weight: Tensor, tensor: Tensor) -> Tensor:
-    """Return a whole tensor sharded as a weight is; itself, if that is not."""
+    """Return a whole tensor, sharded like a weight; unchanged if the weight is not sharded."""
     if not is_sharded(weight) or is_sharded(tensor):
         return tensor
     start = first_row(weight)
@@ -72,7 +72,7 @@ def like(weight: Tensor, tensor: Tensor) -> Tensor:
 
 
 def placed_like(weight: DTensor, part: Tensor) -> DTensor:
-    """Return the tensor of a weight's shape of which every process gives the part where its own rows are."""
+    """Return a sharded tensor of a weight's shape, of which every process gives the part of its own rows."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
@@ -87,15 +87,15 @@ def placed_like(weight: DTensor, part: Tensor) -> DTensor:
 
 @dataclass(frozen=True)
 class ShardedArrays:
-    """:class:`nt_core.masks.Arrays`, each process holding consecutive positions, in the order of ranks.
+    """:class:`nt_core.masks.Arrays` for processes that hold consecutive positions, in the order of ranks.
 
-    Positions are a process's own, from 0; counts are of all processes together.
+    Positions are a process's own, from 0; counts are sums over all processes.
 
     Attributes:
         group: the processes.
-        device: where their messages lie.
-        starts: the first position, in the whole, of this process's part of each weight.
-        own: what it reads its part with: NumPy, or tensors of its device.
+        device: of the tensors that the group communicates.
+        starts: first position, in the whole weight, of this process's part of each weight.
+        own: array functions for this process's part: NumPy, or tensors of its device.
     """
 
     group: Any
@@ -106,9 +106,10 @@ class ShardedArrays:
     def top_k(
         self, scores: Array | Callable[[slice], Array], among: Array, k: int, *, inverse: bool = False
     ) -> Array:
-        """Return this process's positions among the k largest scores of all; ties go to the lowest position.
+        """Return this process's positions among the k largest scores of all processes.
 
-        The k-th largest score is found digit by digit: processes add up histograms, never scores.
+        Ties go to the lowest position. The k-th largest score is found digit by digit, because processes then
+        sum histograms instead of gathering scores.
         """
         positions = self.own.nonzero(~among if inverse else among)
         read = (scores(slice(0, among.shape[0], 1)) if callable(scores) else scores)[positions]
@@ -133,10 +134,10 @@ class ShardedArrays:
         return _Shifted(whole, self.starts[weight])
 
     def first_not_finite(self, array: Array) -> int | None:
-        """Return this process's first position that holds NaN or an infinity.
+        """Return this process's first position of NaN or an infinity.
 
         Raises:
-            TopologyError: another process has one, and this one none.
+            TopologyError: another process has such a position, and this process none.
         """
         found = self.own.first_not_finite(array)
         everywhere = int(self._sum(torch.tensor([found is not None]))[0])
@@ -157,7 +158,7 @@ class ShardedArrays:
         return self.own.nonzero(flags)
 
     def count(self, flags: Array) -> int:
-        """Return how many are True, in all processes together."""
+        """Return the number of True flags in all processes together."""
         return self.sums([self.own.count(flags)])[0]
 
     def sums(self, own: Sequence[int]) -> list[int]:
@@ -165,7 +166,7 @@ class ShardedArrays:
         return [int(total) for total in self._sum(torch.tensor(own, dtype=torch.int64)).tolist()]
 
     def summed(self, own: Update) -> Update:
-        """Return an update's counts over all processes; the overlap of heads is not known then."""
+        """Return an update with counts over all processes; the overlap of heads is not known then."""
         kinds = ("pruned", "grown", "active", "explored")
         names = list(own.sizes)
         sums = iter(self.sums([getattr(own, kind)[name] for kind in kinds for name in names]))
@@ -173,7 +174,7 @@ class ShardedArrays:
         return replace(own, pruned=pruned, grown=grown, active=active, explored=explored, head_overlap=None)
 
     def _kth_largest(self, keys: Tensor, k: int) -> tuple[int, int]:
-        """Return the k-th largest key, and how many of those equal to it are among the k."""
+        """Return the k-th largest key, and the number of keys equal to it among the k largest."""
         bits = 8 * keys.element_size()
         low, found, left = bits, 0, k
         among = keys
@@ -197,7 +198,7 @@ class ShardedArrays:
         return total.cpu()
 
     def _counts(self, own: int) -> Tensor:
-        """Return a number of every process."""
+        """Return one number of every process."""
         mine = torch.tensor([own], device=self.device)
         every = [torch.empty_like(mine) for _ in range(distributed.get_world_size(self.group))]
         distributed.all_gather(every, mine, group=self.group)
@@ -206,7 +207,7 @@ class ShardedArrays:
 
 @dataclass(frozen=True)
 class _Shifted:
-    """Random numbers of positions that are counted from ``start``."""
+    """Random numbers for positions counted from ``start``."""
 
     stream: Draws
     start: int
@@ -222,7 +223,7 @@ class _Shifted:
 
 
 def _ascending_bits(values: Tensor) -> Tensor:
-    """Return integers in the order of floats; both zeros are the same."""
+    """Return integers in the order of floats; both zeros are equal."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     bits = (values + 0.0).view(kind)
     return torch.where(bits < 0, bits ^ torch.iinfo(kind).max, bits)

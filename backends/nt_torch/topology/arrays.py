@@ -1,4 +1,4 @@
-"""Selection and randomness on PyTorch tensors, on any device: the same choices as NumPy, bit for bit."""
+"""Selection and random numbers on PyTorch tensors of any device, bit for bit the same as in NumPy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TorchArrays:
         return positions[chosen]
 
     def draws(self, random: Random, *, weight: str, step: int, purpose: str) -> TorchStream:
-        """Return the random numbers of that weight, step and purpose."""
+        """Return the random numbers of a weight, step and purpose."""
         return TorchStream(random.at(weight=weight, step=step, purpose=purpose).key, self.device)
 
     def first_not_finite(self, array: Tensor) -> int | None:
@@ -68,7 +68,7 @@ class TorchArrays:
         return flags.nonzero().squeeze(1)
 
     def count(self, flags: Tensor) -> int:
-        """Return how many are True."""
+        """Return the number of True flags."""
         return int(torch.count_nonzero(flags))
 
 
@@ -83,18 +83,18 @@ class TorchStream:
     device: torch.device
 
     def uniform(self, where: slice) -> Tensor:
-        """Return the float64 numbers in (0, 1) of some positions; exactly those of NumPy."""
+        """Return the float64 numbers in (0, 1) of some positions, exactly as in NumPy."""
         positions = torch.arange(where.start, where.stop, where.step, device=self.device)
         high, low = threefry2x32(self.key, positions & WORD, positions >> 32)
         return (((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52
 
     def gumbel(self, where: slice) -> Tensor:
-        """Refuse: logarithms differ between libraries in the last bit, so NumPy computes these."""
+        """Refuse, because logarithms differ between libraries in the last bit, so NumPy must compute them."""
         raise TopologyError("gumbel numbers are drawn by NumPy for every backend")
 
 
 def threefry2x32(key: tuple[int, int], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Threefry-2×32 with 20 rounds (Salmon et al. 2011) on int64 tensors that hold 32-bit words."""
+    """Encrypt by Threefry-2×32 with 20 rounds (Salmon et al. 2011), on int64 tensors of 32-bit words."""
     keys = (*key, PARITY ^ key[0] ^ key[1])
     x0, x1 = (low + keys[0]) & WORD, (high + keys[1]) & WORD
     for number in range(20):

@@ -1,4 +1,4 @@
-"""Steps that must not happen: of a loss or gradient that is not finite."""
+"""Guard against optimiser steps of a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nt_torch.processes.shards import whole
 
 
 def strict(loss: Tensor, share: float) -> Tensor:
-    """Return a share of a loss, by which gradients are NaN where the loss is not finite.
+    """Return a share of a loss, whose gradients are NaN where the loss is not finite.
 
-    So every process of several learns of it from the gradients that it gets anyway.
+    Every process then detects the loss from the averaged gradients, without further communication.
 
     Example:
         >>> x = torch.tensor([1.0, 3e38], requires_grad=True)
@@ -29,7 +29,7 @@ def strict(loss: Tensor, share: float) -> Tensor:
 
 @torch.no_grad()
 def are_finite(gradients: Iterable[Tensor]) -> bool:
-    """Tell whether the norm of all gradients is a finite number, in all processes if they hold parts of them.
+    """Return whether the norm of all gradients is finite, in all processes if gradients are sharded.
 
     Example:
         >>> are_finite([torch.ones(2), torch.tensor([1.0, float("inf")])])
@@ -39,11 +39,11 @@ def are_finite(gradients: Iterable[Tensor]) -> bool:
 
 
 class Guard:
-    """Looks at what each optimiser step would be taken by, and takes back what a bad batch has changed.
+    """Guard that checks the gradients of each optimiser step, and undoes the changes of a bad batch.
 
     Args:
-        model: whose gradients.
-        policy: what to do where they are not finite.
+        model: the model whose gradients are checked.
+        policy: reaction to gradients that are not finite.
     """
 
     def __init__(self, model: Ensemble, policy: NonFinite) -> None:
@@ -52,19 +52,19 @@ class Guard:
         self._before = [buffer.clone() for buffer in self._statistics] if policy == "skip" else []
 
     def begin(self) -> None:
-        """Remember the running statistics, which the forward passes of a step change."""
+        """Copy the running statistics, which the forward passes of a step change."""
         if self._before:
             torch._foreach_copy_(self._before, self._statistics)
 
     def passes(self, step: int, lr: float) -> bool:
-        """Tell whether a step may be taken by the gradients that the model has.
+        """Return whether a step may be taken with the model's present gradients.
 
         Args:
-            step: its number, from 1.
-            lr: its learning rate.
+            step: number of the step, from 1.
+            lr: learning rate of the step.
 
         Raises:
-            NotFiniteError: it may not, and the policy is to stop.
+            NotFiniteError: the step may not be taken, and the policy is to stop.
         """
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         if are_finite(gradients):
@@ -75,15 +75,15 @@ class Guard:
         return False
 
     def passes_losses(self, step: int, lr: float, losses: Tensor) -> bool:
-        """Tell whether a step that a loss scale did not take had finite losses: then a smaller scale will do.
+        """Return whether a step that a loss scale skipped had finite losses, so that a smaller scale suffices.
 
         Args:
-            step: its number, from 1.
-            lr: its learning rate.
-            losses: of all its micro-batches in all processes.
+            step: number of the step, from 1.
+            lr: learning rate of the step.
+            losses: of all micro-batches of the step in all processes.
 
         Raises:
-            NotFiniteError: they are not, and the policy is to stop.
+            NotFiniteError: the losses are not finite, and the policy is to stop.
         """
         if bool(losses.isfinite().all()):
             return True

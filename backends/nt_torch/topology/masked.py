@@ -27,8 +27,8 @@ class MaskedWeight:
     """A weight and its mask; both are looked up at each use, because wrappers may replace parameters.
 
     Attributes:
-        placed: its name, shape and initial distribution.
-        owner: the module that holds it.
+        placed: name, shape and initial distribution of the weight.
+        owner: the module that holds the weight.
     """
 
     placed: PlacedWeight
@@ -48,27 +48,27 @@ class MaskedWeight:
 
     @property
     def mask(self) -> Tensor:
-        """Bool, True where active."""
+        """The mask, bool, True where active."""
         mask = getattr(self.owner, MASK)
         assert isinstance(mask, Tensor)
         return mask
 
     @property
     def start(self) -> int:
-        """The first position, in the whole weight, of the part that this process holds: 0 unless sharded."""
+        """First position, in the whole weight, of this process's part; 0 unless sharded."""
         weight = self.weight
         return first_row(weight) * math.prod(weight.shape[1:]) if is_sharded(weight) else 0
 
     def shard_mask(self) -> None:
-        """Divide the mask among processes as the weight is, if that is sharded."""
+        """Shard the mask like the weight, if the weight is sharded."""
         self.owner.register_buffer(MASK, like(self.weight, self.mask))
 
     def version(self) -> tuple[int, int]:
-        """Identify the weight's present contents: PyTorch counts every change made in place."""
+        """Identity of the weight's present contents, because PyTorch counts every change in place."""
         return id(self.weight), local(self.weight)._version
 
     def layer(self, gradient: Tensor | None, momentum: Tensor | None = None, *, on_device: bool) -> Layer:
-        """Return what a policy reads of this process's part: flat, on its device or as NumPy arrays."""
+        """Return the arrays of this process's part for a policy: flat, on its device or as NumPy arrays."""
         tensors = (self.weight.detach(), gradient, self.mask, momentum)
         parts = (None if tensor is None else local(tensor) for tensor in tensors)
         weights, gradients, active, smoothed = (
@@ -88,14 +88,14 @@ class MaskedWeight:
         return pack(as_numpy(local(self.mask)))
 
     def whole_seen(self, bits: Bits) -> Tensor:
-        """Return packed positions of this process for a state: as they are, or sharded as the weight is."""
+        """Return this process's packed positions for a state; for a sharded weight as sharded flags."""
         if not is_sharded(self.weight):
             return torch.from_numpy(bits.copy())
         part = local(self.weight)
         return placed_like(self.weight, torch.from_numpy(unpack(bits, part.numel())).view(part.shape))
 
     def own_seen(self, seen: Tensor) -> Bits:
-        """Return this process's part of what a state holds, whoever saved it, packed."""
+        """Return this process's part of a state's positions, packed, for any number of saving processes."""
         if seen.dtype == torch.uint8:
             if not is_sharded(self.weight):
                 return np.array(as_numpy(seen), np.uint8)
@@ -105,7 +105,7 @@ class MaskedWeight:
 
     @torch.no_grad()
     def apply(self, swap: Swap, grown_values: Stream | None) -> None:
-        """Change the mask; values follow with :meth:`remask`, grown ones are drawn here where wanted."""
+        """Change the mask, and draw grown values if given a stream; :meth:`remask` clears inactive values."""
         pruned, grown = torch.as_tensor(swap.pruned), torch.as_tensor(swap.grown)
         weight, mask = local(self.weight), local(self.mask)
         flat = mask.clone(memory_format=torch.contiguous_format).view(-1)
@@ -134,7 +134,7 @@ def masked_weights(model: Ensemble) -> tuple[MaskedWeight, ...]:
 
 
 def shards_of(masked: Sequence[MaskedWeight], topology: AnyTopology) -> ShardedArrays | None:
-    """Return what chooses over processes that hold parts of the weights; None: each holds them whole.
+    """Return the array functions for sharded weights; None: the weights are not sharded.
 
     Raises:
         TopologyError: weights are sharded, but the topology reads more than each weight's elements.

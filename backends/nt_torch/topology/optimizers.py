@@ -1,4 +1,4 @@
-"""The optimisers that a recipe means, and those that callers bring."""
+"""Optimisers of recipes, and checks of callers' own optimisers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ZERO_STAYS_ZERO = frozenset(
 
 
 def make_optimizer(model: Ensemble, training: Training) -> torch.optim.Optimizer:
-    """Return a recipe's optimiser of a model's parameters."""
+    """Return a recipe's optimiser for a model's parameters."""
     match training.optimizer:
         case SGD(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay):
             return torch.optim.SGD(
                 decay_groups(model), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay
             )
         case Adam(lr=lr, betas=betas, eps=eps, weight_decay=decay):
-            # Fused: the plain one is slowed down by exact zeros on CPUs whose square root treats them apart.
+            # Fused, because exact zeros slow the plain one down on CPUs whose square root is slow for them.
             return torch.optim.Adam(
                 decay_groups(model), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
             )
@@ -45,7 +45,7 @@ def make_optimizer(model: Ensemble, training: Training) -> torch.optim.Optimizer
 
 
 def decay_groups(model: Ensemble) -> list[dict[str, Any]]:
-    """Return a model's parameters for an optimiser: those that weight decay leaves alone in a group of it.
+    """Return a model's parameters for an optimiser, with undecayed parameters in a group of their own.
 
     Example:
         >>> import nt_models
@@ -64,10 +64,10 @@ def decay_groups(model: Ensemble) -> list[dict[str, Any]]:
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimiser inside what accelerate or a schedule put around it.
+    """Return the optimiser inside the wrappers of accelerate or a schedule.
 
     Raises:
-        TopologyError: there is none.
+        TopologyError: the object contains no optimiser.
     """
     inner = optimizer
     while not isinstance(inner, torch.optim.Optimizer) or hasattr(inner, "accelerator_state"):
@@ -81,10 +81,10 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def expect_parameters(optimizer: torch.optim.Optimizer, masked: Sequence[MaskedWeight]) -> None:
-    """Raise unless an optimiser steps over every masked weight.
+    """Check that an optimiser updates every masked weight.
 
     Raises:
-        TopologyError: naming the first that it lacks.
+        TopologyError: a weight is missing; the message names the first.
     """
     theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [m.name for m in masked if id(m.weight) not in theirs]
@@ -97,6 +97,6 @@ def expect_parameters(optimizer: torch.optim.Optimizer, masked: Sequence[MaskedW
 
 
 def will_be_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether a fused optimiser under GradScaler passes over this step: it is called all the same."""
+    """Return whether a fused optimiser under GradScaler will skip this step; it is called nevertheless."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)

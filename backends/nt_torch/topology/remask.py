@@ -1,4 +1,4 @@
-"""Set inactive elements to exactly zero, fast and in place."""
+"""Fast setting of inactive elements to exactly zero, in place."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 17
-"""Elements masked at a time on a CPU: a chunk's widened mask stays in the second-level cache."""
+"""Elements masked at a time on a CPU, so few that a chunk's widened mask fits the second-level cache."""
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def remask_(tensor: Tensor, active: Tensor) -> None:
-    """Set a tensor to +0 where ``active`` is False, whatever stood there (NaN and infinities too).
+    """Set a tensor to +0 where ``active`` is False, in place of any value (NaN and infinities too).
 
     Args:
         tensor: floats; changed in place.
@@ -31,7 +31,7 @@ def remask_(tensor: Tensor, active: Tensor) -> None:
 
 
 def _clear_words(flat: Tensor, active: Tensor) -> None:
-    # PyTorch's masked kernels are scalar on CPUs; bits as an integer, times 0 or 1, are five times faster.
+    # PyTorch's masked kernels are scalar on CPUs; integer products of bits with 0 or 1 are five times faster.
     words, keep = flat.view(WORDS[flat.element_size()]), active.view(torch.int8)
     scratch = torch.empty(min(CHUNK, words.shape[0]), dtype=words.dtype)
     for start in range(0, words.shape[0], CHUNK):

@@ -1,5 +1,5 @@
-"""The training loop, with all that it saves, counts, loads, and divides among processes.
+"""The training loop, with states, counts, loading of batches, and sharding among processes.
 
-In go a spec, a recipe, and batches; out comes a finished training, or states to continue from. It imports
-every other room of this package.
+Input: a spec, a recipe, and batches. Output: a finished training, or states from which to resume. This room
+imports every other room of this package.
 """

@@ -1,4 +1,4 @@
-"""What is set up around a training: device, precision and processes, by Hugging Face accelerate."""
+"""Setup of device, precision and processes for a training, by Hugging Face accelerate."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PRECISIONS: Final = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 def make_accelerator(
     training: Training, device: str | None, trackers: Sequence[str], folder: str | Path | None
 ) -> Accelerator:
-    """Make what a training is accelerated by.
+    """Make the accelerator of a training.
 
     Raises:
-        DataError: a device, tracker or precision that is not to be had.
+        DataError: a device, tracker or precision is not available.
     """
     wanted = find_device(device) if device else None
     if wanted is not None and wanted.type == "cuda":
@@ -55,7 +55,7 @@ def make_accelerator(
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Choose algorithms that give the same bits again, if that is wanted."""
+    """Choose algorithms that reproduce the same bits, if ``wanted``."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(wanted or before, warn_only=True)
@@ -67,7 +67,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def accelerate_alone() -> Iterator[None]:
-    """Let accelerate forget its device and precision afterwards, unless the caller had set them already."""
+    """Reset accelerate's device and precision afterwards, unless the caller had set them already."""
     callers = bool(AcceleratorState._shared_state)
     try:
         yield

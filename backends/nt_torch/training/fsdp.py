@@ -1,4 +1,4 @@
-"""Sharded training: dividing a model's weights among processes, and states of which each writes its part.
+"""Sharded training: division of a model's weights among processes, which write their own parts of states.
 
 Parts are written by ``torch.distributed.checkpoint`` as safetensors, and read by any number of processes.
 """
@@ -30,18 +30,18 @@ def shard(
 ) -> Ensemble:
     """Divide a model's weights among processes (FSDP2).
 
-    Make the optimiser and ``nt_torch.Topology`` afterwards. Masks and the optimiser's state are divided as
-    the weights are; ``nt_torch.checkpoint`` puts them together again.
+    Make the optimiser and ``nt_torch.Topology`` afterwards. Masks and the optimiser's state are sharded like
+    the weights; ``nt_torch.checkpoint`` gathers them.
 
     Args:
         model: the same in every process.
         mesh: of one dimension, ``torch.distributed.device_mesh.init_device_mesh``; None: all processes.
-        units: what a process holds whole while it computes: a part (the backbone or a head), or a block of
-            it, which takes less memory and more messages.
+        units: unit that a process gathers for its computation: a part (the backbone or a head), or a block of
+            it, which needs less memory and more messages.
         options: of ``torch.distributed.fsdp.fully_shard``, ``mp_policy`` say.
 
     Returns:
-        The model itself, whose parameters and masks are DTensors now.
+        The same model, whose parameters and masks are now DTensors.
 
     Raises:
         DataError: no process group is initialised.
@@ -66,7 +66,7 @@ def shard(
 
 
 def _blocks(part: PartModule) -> list[list[nn.Module]]:
-    """Return the modules with weights of each block of a part."""
+    """Return the modules with weights, for each block of a part."""
     blocks: dict[str, list[nn.Module]] = {}
     for key, op in part.ops.items():
         if list(op.parameters()):
@@ -75,10 +75,10 @@ def _blocks(part: PartModule) -> list[list[nn.Module]]:
 
 
 def expect_divisible(spec: EnsembleSpec, training: Training) -> None:
-    """Raise unless a training can be sharded.
+    """Check that a training can be sharded.
 
     Raises:
-        DataError: naming what it reads that no process holds as a whole, or what is not supported.
+        DataError: the training needs a whole weight, or has an unsupported setting, which the message names.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise DataError("shard: expected several processes, found one; start them with torchrun")
@@ -94,7 +94,7 @@ def expect_divisible(spec: EnsembleSpec, training: Training) -> None:
 
 
 def without_shards(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Return a tree in which sharded tensors are only named; they go to ``tensors`` under their paths."""
+    """Return a tree with sharded tensors replaced by names, and put them into ``tensors`` by path."""
     if isinstance(value, Mapping):
         return {key: without_shards(inner, tensors, f"{path}/{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -106,12 +106,12 @@ def without_shards(value: Any, tensors: dict[str, Tensor], path: str = "") -> An
 
 
 def with_shards(value: Any, folder: Path | None, mesh: Any) -> Any:
-    """Return a tree with the tensors that :func:`without_shards` took out of it.
+    """Return a tree with the tensors that :func:`without_shards` replaced.
 
     Args:
         value: the tree.
-        folder: where they were written; None: nothing was.
-        mesh: that they are divided over; None: they are whole.
+        folder: of the written tensors; None: no tensors were written.
+        mesh: over which tensors are sharded; None: tensors are whole.
     """
     if folder is None:
         return value
@@ -140,7 +140,7 @@ def _empty(value: Any, tensors: dict[str, Tensor], mesh: Any) -> Any:
 
 
 def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write each process's part of sharded tensors; all must call it, and it returns when all have."""
+    """Write each process's part of sharded tensors; all processes must call this, which waits for all."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -148,12 +148,10 @@ def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole or sharded over any number of processes, with what was written."""
+    """Fill tensors, whole or sharded over any number of processes, with the written values."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.distributed is disabled"
-        )  # one process reads what many wrote
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads files of many
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))

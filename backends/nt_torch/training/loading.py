@@ -1,4 +1,4 @@
-"""Batches as tensors: this process's rows of them."""
+"""Loading of this process's rows of batches as tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nt_core.training import Batches, Share, Training, member_batches
 class Epochs(IterableDataset[tuple[Tensor, Tensor, int, float]]):
     """A process's share of a dataset's batches as tensors, for a loader that does not batch again.
 
-    Yields inputs, labels, the examples of the whole batch, and the share of its rows that these are.
+    Yields inputs, labels, the number of examples of the whole batch, and the yielded share of its rows.
 
     Attributes:
         number: of the epoch that is read next, from 1.
-        first: batches of it that are left out.
+        first: number of the epoch's batches that are left out.
     """
 
     def __init__(self, structure: Structure, data: Batches, batch_size: int, seed: int, share: Share) -> None:
@@ -36,10 +36,10 @@ class Epochs(IterableDataset[tuple[Tensor, Tensor, int, float]]):
 
 
 def expect_batch_size(training: Training, structure: Structure, processes: int) -> None:
-    """Raise unless every process gets whole micro-batches.
+    """Check that every process gets whole micro-batches.
 
     Raises:
-        DataError: the batch cannot be divided so.
+        DataError: the batch cannot be divided into whole micro-batches.
     """
     size = training.batch_size // training.accumulation
     structure.expect_batch_size(size)

@@ -1,4 +1,4 @@
-"""Where a training is: what its trainer counts, and its states hold."""
+"""Position of a training: counts of the trainer, which saved states contain."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from nt_core.training import Training
 
 @dataclass
 class Position:
-    """How far a training has come.
+    """Position of a training.
 
     Attributes:
-        epoch: its number, from 1.
-        calls: micro-batches of the epoch so far.
-        seen: examples in them.
-        left_out: of these, examples in batches that were passed over.
-        losses: of each other micro-batch, times its examples.
-        first_step: optimiser steps taken before the epoch.
-        skipped: batches passed over so far, in all epochs.
-        examples: of the epochs before.
-        seconds: of training so far, evaluation aside.
+        epoch: number of the epoch, from 1.
+        calls: number of micro-batches of the epoch so far.
+        seen: number of examples in these micro-batches.
+        left_out: number of these examples in skipped batches.
+        losses: loss of each other micro-batch, times its examples.
+        first_step: number of optimiser steps taken before the epoch.
+        skipped: number of skipped batches so far, in all epochs.
+        examples: number of examples in earlier epochs.
+        seconds: of training so far, without evaluation.
 
     Example:
         >>> import torch
@@ -50,16 +50,16 @@ class Position:
         self.calls, self.seen = self.calls + 1, self.seen + examples
 
     def micro_batches(self, training: Training) -> int:
-        """Return how many of the last ones belong to the optimiser step that is due now."""
+        """Return the number of last micro-batches that belong to the optimiser step that is due now."""
         return -(-self._in_step(training) * training.accumulation // training.batch_size)
 
     def leave_out(self, training: Training) -> None:
-        """Count the batch of the optimiser step that is due now as passed over."""
+        """Count the batch of the optimiser step that is due now as skipped."""
         del self.losses[-self.micro_batches(training) :]
         self.left_out, self.skipped = self.left_out + self._in_step(training), self.skipped + 1
 
     def next(self, steps: int) -> Position:
-        """Return the beginning of the next epoch, after so many optimiser steps."""
+        """Return the position at the beginning of the next epoch, after ``steps`` optimiser steps."""
         return Position(
             epoch=self.epoch + 1,
             first_step=steps,

@@ -1,4 +1,4 @@
-"""Pruning at initialisation: the gradients of one batch, and the masks the core chooses by them."""
+"""Pruning at initialisation: the gradients of one batch, and the masks that the core selects by them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from nt_torch.network.parts import MASK
 def prune_at_init(
     model: nn.Module, inputs: NDArray[Any], labels: NDArray[np.int64], *, seed: int = 0
 ) -> None:
-    """Choose a model's masks by one batch, as its topology says; before the first step.
+    """Select a model's masks by the gradients of one batch, before the first step.
 
     Args:
-        model: what ``nt_torch.compile`` returned for a spec with topology ``PruneAtInit``, perhaps wrapped.
+        model: of ``nt_torch.compile``, for a spec with topology ``PruneAtInit``, perhaps wrapped.
         inputs: (N, *input shape), the first examples of the training data.
         labels: (N,) or (N, T) class numbers.
-        seed: keys how the kept connections of a single network are divided (``Fission``).
+        seed: keys the division of a single network's kept connections (``Fission``).
 
     Raises:
-        DataError: there is no example.
-        TopologyError: the topology is another, or a weight has no finite score.
+        DataError: the batch is empty.
+        TopologyError: the topology is not ``PruneAtInit``, or a weight has no finite score.
 
     Example:
         >>> import nt_core, nt_models, nt_torch
@@ -73,13 +73,13 @@ def _undivided(model: Ensemble) -> Ensemble:
 def saliency_gradients(
     model: nn.Module, inputs: NDArray[Any], labels: NDArray[np.int64], criterion: AnySaliency
 ) -> dict[str, NDArray[Any]]:
-    """Return what a criterion reads of one batch: for SNIP the gradient g, for GraSP H·g, exactly.
+    """Return the gradients of one batch for a criterion: for SNIP the gradient g, for GraSP H·g, exactly.
 
-    Both are of the loss as the spec combines it, over the sparsifiable weights, in training mode but without
-    dropout. Nothing of the model changes.
+    Both are derivatives of the spec's loss with respect to the sparsifiable weights, in training mode but
+    without dropout. The model is unchanged.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        model: of ``nt_torch.compile``, perhaps wrapped.
         inputs: (N, *input shape).
         labels: (N,) or (N, T) class numbers.
         criterion: ``nt_core.topology.Snip()`` or ``Grasp()``.
@@ -93,7 +93,7 @@ def saliency_gradients(
     given = torch.as_tensor(inputs, device=weights[0].device)
     given = given.to(weights[0].dtype) if given.is_floating_point() else given
     again = isinstance(criterion, Grasp)
-    # Only the plain attention has a second derivative.
+    # No other attention kernel has a second derivative.
     with _at_start(ensemble), sdpa_kernel(SDPBackend.MATH):
         logits = ensemble(given)
         if isinstance(criterion, Grasp):
@@ -109,9 +109,9 @@ def saliency_gradients(
 
 @contextmanager
 def _at_start(model: Ensemble) -> Iterator[None]:
-    """Train mode, for statistics kept over no step mean nothing; no dropout; all as before afterwards."""
+    """Set training mode (running statistics are meaningless yet) without dropout, and restore it afterwards."""
     modes, execution = {module: module.training for module in model.modules()}, model.execution
-    model.execution = Execution()  # of which there is a second derivative
+    model.execution = Execution()  # which has a second derivative
     buffers: dict[str, Tensor] = {
         name: buffer.clone() for name, buffer in model.named_buffers() if not name.endswith(MASK)
     }

@@ -1,4 +1,4 @@
-"""What a training in PyTorch goes on from: everything that its next step reads, as arrays and JSON."""
+"""State of a training in PyTorch: all values that its next step reads, as arrays and JSON."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from nt_torch.training.fsdp import without_shards, write_parts
 
 
 def content(accelerator: Accelerator, topology: Topology, new_parts: Callable[[], Path]) -> dict[str, Any]:
-    """Return model, optimiser, topology, loss scale and random numbers as they are between two steps.
+    """Return model, optimiser, topology, loss scale and random numbers between two steps.
 
     Args:
         accelerator: of the training.
         topology: of the training.
-        new_parts: makes the folder, in the first process, in which each writes its part of what is sharded.
+        new_parts: makes, in the first process, the folder into which each process writes its part of sharded
+            tensors.
     """
     scaler = accelerator.scaler
     sharded: dict[str, Tensor] = {}
@@ -48,11 +49,11 @@ def content(accelerator: Accelerator, topology: Topology, new_parts: Callable[[]
 
 
 def begun(wanted: Execution | None, found: Mapping[str, Any] | None) -> Execution:
-    """Return how a training is computed: as wanted; what is left open, as its state was.
+    """Return the execution options of a training: the wanted options, completed from its state.
 
     Args:
-        wanted: None: whatever it was begun with.
-        found: the state that it goes on from, if any.
+        wanted: the wanted options; None: the options of the state.
+        found: the state from which the training resumes, if any.
     """
     before = None if found is None else Execution(**found.get("execution", {}))
     if wanted is None or (wanted.heads == "auto" and before is not None):
@@ -62,13 +63,13 @@ def begun(wanted: Execution | None, found: Mapping[str, Any] | None) -> Executio
 
 
 def restore_model(found: Mapping[str, Any], model: Ensemble) -> None:
-    """Put weights, masks and statistics back; what is whole is divided as the model is."""
+    """Restore weights, masks and statistics; whole tensors are sharded like the model."""
     own = model.state_dict()
     model.load_state_dict({name: like(own[name], value) for name, value in _to_torch(found["model"]).items()})
 
 
 def restore(found: Mapping[str, Any], accelerator: Accelerator, topology: Topology) -> None:
-    """Put optimiser, topology and loss scale back."""
+    """Restore optimiser, topology and loss scale."""
     _restore_optimizer(topology.optimizer, _to_torch(found["optimizer"]))
     topology.load_state_dict(_to_torch(found["topology"]))
     if accelerator.scaler is not None and found["scaler"] is not None:
@@ -76,7 +77,7 @@ def restore(found: Mapping[str, Any], accelerator: Accelerator, topology: Topolo
 
 
 def restore_random(found: Mapping[str, Any], rank: int) -> None:
-    """Let PyTorch draw the numbers that this process would have drawn; a new one draws its own."""
+    """Restore PyTorch's random generators of this process; a process without saved ones keeps its own."""
     if rank >= len(found["random"]):
         return
     states = _to_torch(found["random"][rank])
@@ -93,7 +94,7 @@ def _random() -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, found: dict[str, Any]) -> None:
-    """Load an optimiser's state; memory formats become those of its weights, for sums follow them."""
+    """Load an optimiser's state in its weights' memory formats, because the order of sums depends on them."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {}
     for key, kept in found["state"].items():

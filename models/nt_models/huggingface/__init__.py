@@ -1,6 +1,7 @@
 """LLaMA from and to the files of Hugging Face transformers, without transformers and without PyTorch.
 
-In go a folder and a spec, out come a checkpoint or such a folder. It imports the architecture ``llama``.
+Input: a folder and a spec. Output: a checkpoint; or the reverse. This room imports the architecture
+``llama``.
 """
 
 from nt_models.huggingface.folder import load_llama, read_llama_config, save_llama

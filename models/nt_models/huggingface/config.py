@@ -28,7 +28,7 @@ DEFAULT_ROTARY_BASE: Final = 10_000.0
 
 
 class Rotary(Value, extra="ignore"):
-    """How positions turn queries and keys; only the plain way is computed here."""
+    """Kind of rotary position embedding; only the default kind is supported."""
 
     rope_type: Literal["default"] = "default"
     type: Literal["default"] = "default"
@@ -36,10 +36,10 @@ class Rotary(Value, extra="ignore"):
 
 
 class LlamaConfig(Value, extra="ignore"):
-    """The fields of ``config.json`` that decide what a LLaMA computes; others are ignored.
+    """The fields of ``config.json`` that determine a LLaMA's computation; other fields are ignored.
 
-    Where a field is missing, its default is the one of transformers; sizes must be given. A field with one
-    legal value marks what ``llama`` does not compute.
+    A missing field has the default of transformers; sizes must be given. A field with one legal value stands
+    for a feature of which ``llama`` computes no other variant.
 
     Example:
         >>> from nt_models.llama import llama_arguments, llama_tiny
@@ -70,7 +70,7 @@ class LlamaConfig(Value, extra="ignore"):
 
     @staticmethod
     def of(arguments: Mapping[str, Any]) -> LlamaConfig:
-        """Return the config of the network that ``llama`` makes of these arguments."""
+        """Return the config of the network that ``llama`` makes from these arguments."""
         fields = {ARGUMENTS[name]: value for name, value in arguments.items()}
         return LlamaConfig(
             model_type="llama",
@@ -80,7 +80,7 @@ class LlamaConfig(Value, extra="ignore"):
         )
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of ``llama`` that make this network, at its greatest length."""
+        """Return the arguments with which ``llama`` makes this network, at its greatest length."""
         given = {name: getattr(self, field) for name, field in ARGUMENTS.items()}
         return given | {
             "kv_heads": self.num_key_value_heads or self.num_attention_heads,
@@ -88,7 +88,7 @@ class LlamaConfig(Value, extra="ignore"):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return what transformers reads, of version 4 and 5, as float32 without tied embeddings."""
+        """Return ``config.json`` for transformers 4 and 5, as float32 without tied embeddings."""
         fields = self.model_dump(exclude={"rope_parameters", "rope_scaling", "quantization_config"})
         return {
             "architectures": ["LlamaForCausalLM"],
@@ -99,20 +99,20 @@ class LlamaConfig(Value, extra="ignore"):
         }
 
     def _rotary_base(self) -> float:
-        """Look where each version of transformers puts it."""
+        """Return the rotary base from the field of either version of transformers."""
         rotary = self.rope_scaling or self.rope_parameters or Rotary()
         return rotary.rope_theta or self.rope_theta or DEFAULT_ROTARY_BASE
 
 
 def read_config(folder: Path) -> tuple[LlamaConfig, dict[str, Any]]:
-    """Read and check a folder's ``config.json``.
+    """Read and check the ``config.json`` of a folder.
 
     Returns:
-        Its fields that decide what the network computes, and everything that is in it.
+        The fields that determine the network's computation, and the file's whole content.
 
     Raises:
-        CheckpointError: it cannot be read, or describes what ``llama`` does not compute; every such field is
-            named, with what was expected and found.
+        CheckpointError: the file cannot be read, or describes a network that ``llama`` does not compute;
+            the message names every such field with its expected and found values.
     """
     path = folder / CONFIG
     content = read_json(path, "expected a folder that save_pretrained of transformers wrote")

@@ -1,7 +1,7 @@
 """LLaMA in the layout of Hugging Face transformers: ``config.json`` and safetensors, sharded or not.
 
-Needs neither transformers nor PyTorch. Tensors have the same shapes and meaning on both sides, so that only
-names differ. A member is written as a model of its own: its head with the backbone.
+The module needs neither transformers nor PyTorch. Tensors have the same shapes and meaning in both layouts,
+so only names differ. A member is written as a model of its own: its head with the backbone.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from nt_models.huggingface.tensors import expect_tensors, sources, tensor_name
 from nt_models.llama import llama, llama_arguments
 
 KEPT: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
-"""Fields of ``config.json`` that no graph holds; they go into a checkpoint's record and come back from it."""
+"""Fields of ``config.json`` that are not part of a graph; a checkpoint's record keeps them."""
 
 RECORD: Final = "huggingface"
-"""The key of a checkpoint's record under which they stand."""
+"""The key of a checkpoint's record under which the kept fields are."""
 
 
 def read_llama_config(folder: str | Path, *, length: int | None = None) -> BlockGraph:
     """Make the graph that a folder's ``config.json`` describes.
 
     Args:
-        folder: what ``save_pretrained`` of a ``LlamaForCausalLM`` wrote.
+        folder: written by ``save_pretrained`` of a ``LlamaForCausalLM``.
         length: of the sequences; None: the greatest, ``max_position_embeddings``.
 
     Raises:
@@ -50,16 +50,16 @@ def load_llama(
 ) -> Checkpoint:
     """Read a pretrained LLaMA into the backbone and every head of a spec.
 
-    Each head starts from the same pretrained blocks, norm and projection; with tied embeddings, projections
+    Each head starts from the same pretrained blocks, norm and projection. With tied embeddings, projections
     start from the embedding and are independent of it from then on. float16 and bfloat16 become float32.
 
     Args:
         folder: ``config.json`` and safetensors, sharded or not.
-        spec: what they are to become; None: a dense ``Single`` of the greatest length. Its graph must be the
-            one of :func:`read_llama_config`, at any length.
-        masks: which connections a sparse spec starts with; the others become 0. ``initial``: those of
+        spec: of the ensemble; None: a dense ``Single`` of the greatest length. Its graph must be the graph of
+            :func:`read_llama_config`, at any length.
+        masks: initial connections of a sparse spec; all other weights become 0. ``initial``: the masks of
             ``compile``, drawn at random for each head; ``magnitude``: the largest of each weight, as many as
-            it is allocated, and so the same ones in every head.
+            are allocated to it, and so the same connections in every head.
         seed: keys random masks.
 
     Returns:
@@ -67,7 +67,7 @@ def load_llama(
 
     Raises:
         CheckpointError: a file is missing or damaged, the network is not the spec's, or tensors are missing,
-            left over, of another shape or dtype: all of them are named.
+            left over, of another shape or dtype; the message names all of them.
     """
     folder = Path(folder)
     config, content = read_config(folder)
@@ -94,18 +94,18 @@ def save_llama(
 ) -> None:
     """Write one member as a folder that ``AutoModelForCausalLM.from_pretrained`` opens, in float32.
 
-    The folder never holds a mixture of two models that could be opened: the config is written last and, where
-    there is an old one, removed first.
+    The folder never holds a mixture of two models that could be opened, because the config is written last,
+    and an old config is removed first.
 
     Args:
-        folder: made if it is not there; other files in it are left alone, those of a tokenizer for one.
+        folder: made if it does not exist; other files in it, those of a tokenizer say, are left alone.
         checkpoint: of a spec whose graph ``llama`` makes; inactive connections are written as zeros.
-        head: which member, from 1; it may be left out where there is one.
-        overwrite: whether a model that is there may be replaced.
+        head: number of the member, from 1; may be left out for a single member.
+        overwrite: whether a model in the folder may be replaced.
 
     Raises:
-        CheckpointError: there is no such head, a value is missing or of a wrong shape, a model is there
-            already, or the folder cannot be written.
+        CheckpointError: there is no such head, a value is missing or of a wrong shape, the folder holds a
+            model already, or it cannot be written.
         GraphError: the graph is no LLaMA.
     """
     folder, spec = Path(folder), checkpoint.spec

@@ -1,4 +1,4 @@
-"""The tensors of a LLaMA in the layout of Hugging Face: their names, and whether they are all there."""
+"""Tensors of a LLaMA in the layout of Hugging Face: names, and a check of names, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ IN_BLOCK: Final = {
 """Op of a decoder block → module of a decoder layer."""
 
 COMPUTED: Final = "rotary_emb.inv_freq"
-"""The end of the names of what old versions stored and everybody computes: ignored."""
+"""End of the names of tensors that are ignored, because old versions stored them but all compute them."""
 
 LISTED: Final = 12
-"""How many mistakes of a kind an error names."""
+"""Number of mistakes of a kind that an error names."""
 
 
 def tensor_name(placed: PlacedWeight) -> str:
-    """Return the name that transformers has for a weight of a LLaMA, whatever part it stands in.
+    """Return the name of a LLaMA's weight in transformers, which is the same in each part of a layout.
 
     Example:
         >>> import nt_models
@@ -57,7 +57,7 @@ def tensor_name(placed: PlacedWeight) -> str:
 
 
 def sources(layout: Layout, *, tied: bool) -> dict[str, str]:
-    """Return which tensor each weight starts from: full name → tensor.
+    """Return the name of the tensor that each weight starts from: full name → tensor.
 
     Args:
         layout: of a LLaMA, over backbone and heads.
@@ -68,12 +68,12 @@ def sources(layout: Layout, *, tied: bool) -> dict[str, str]:
 
 
 def expect_tensors(folder: Path, layout: Layout, stored: Mapping[str, StoredTensor], *, tied: bool) -> None:
-    """Raise unless the tensors of a folder are those of a LLaMA.
+    """Check that the tensors of a folder are those of a LLaMA.
 
     Raises:
-        CheckpointError: tensors are missing, left over, of another shape or dtype; all are named, or the
-            first few of each kind and how many more there are. Or embedding and projection are tied, but the
-            projection is there too and differs.
+        CheckpointError: tensors are missing, left over, of another shape or dtype. The message names all of
+            them, or the first few of each kind and the number of the others. Or embedding and projection are
+            tied, but the projection is stored too and differs.
     """
     tensors = sources(layout, tied=tied)
     shapes = {tensors[placed.name]: placed.weight.shape for placed in layout.weights}
