@@ -48,8 +48,7 @@ from nt_core.topology import (
     initial_values,
 )
 from nt_core.training import ExploreRefine, OneRun
-
-__version__ = "0.1.0"
+from nt_core.version import __version__ as __version__
 
 __all__ = [
     "ER",

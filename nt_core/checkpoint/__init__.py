@@ -1,8 +1,8 @@
 """Checkpoints: a trained ensemble as ``config.json`` and ``model.safetensors``, the same for every backend.
 
 Input: a spec, values, and masks by name. Output: a folder, a :class:`Checkpoint` read from one, members
-extracted and joined, and the sequence of ops for an inference engine. This room imports ``spec`` and the
-rooms of a spec's parts, ``metrics``, ``files``, and the ground (``values``, ``errors``).
+extracted and joined, and the sequence of ops for an inference engine. This room imports ``graph``,
+``masks``, ``files``, ``metrics``, ``structure``, ``training``, ``spec``, and the ground.
 """
 
 from nt_core.checkpoint.directory import (

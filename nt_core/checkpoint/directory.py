@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-import nt_core
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.files import expect_dtypes, expect_file, read_json, write_atomically
 from nt_core.masks import Mask
@@ -28,6 +27,7 @@ from nt_core.spec import EnsembleSpec
 from nt_core.structure import PlacedWeight
 from nt_core.structure.memory import expect_memory
 from nt_core.values import Shape, shown
+from nt_core.version import __version__
 
 FORMAT: Final = 1
 CONFIG: Final = "config.json"
@@ -100,7 +100,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     content = save(tensors)
     config = {
         "format": FORMAT,
-        "library": {"name": "neurotrails", "version": nt_core.__version__},
+        "library": {"name": "neurotrails", "version": __version__},
         "spec": checkpoint.spec.to_dict(),
         "spec_digest": checkpoint.spec.digest(),
         "masked": sorted(checkpoint.masks),

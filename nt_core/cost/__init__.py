@@ -1,7 +1,7 @@
 """Cost: weights, FLOPs, memory, and communication of a spec, by arithmetic on its graph alone.
 
-Input: a spec. Output: tables of exact figures, none of them measured. This room imports ``spec`` and the
-rooms of a spec's parts, ``masks``, and the ground (``values``, ``errors``).
+Input: a spec. Output: tables of exact figures, none of them measured. This room imports ``graph``,
+``masks``, ``structure``, ``policies``, ``topology``, ``training``, ``spec``, and the ground.
 """
 
 from nt_core.cost.flops import Cost, LayerCost, cost

@@ -1,7 +1,7 @@
 """Files: written atomically, and read within bounds, because files may come from untrusted sources.
 
 Input: paths, plain values, and arrays. Output: JSON, YAML, and safetensors, or errors that name the file.
-This room imports the ground (``values``, ``errors``) and nothing else.
+This room imports the ground.
 """
 
 from nt_core.files.atomic import (

@@ -1,7 +1,7 @@
 """Masks, and the exact arithmetic that selects their elements, the same in every backend.
 
 Input: scores, flags, and keyed random bits. Output: positions, counts that add up to a budget, and masks as
-CSR. This room imports the ground (``values``, ``errors``, ``random``) and nothing else.
+CSR. This room imports the ground.
 """
 
 from nt_core.masks.apportion import hypergeometric, share_out

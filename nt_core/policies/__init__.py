@@ -3,8 +3,7 @@
 In go a weight's values, gradients, and mask, out comes a :class:`Swap`: a criterion scores positions one by
 one, and :func:`swap` composes two of them into a policy and does the counting, the selection with its tie
 rule, and the record of changes. Criteria use plain arithmetic only, so a backend may run them on its own
-arrays by passing its own :class:`nt_core.masks.Arrays`. It imports ``masks`` and the ground (``values``,
-``errors``, ``finite``).
+arrays by passing its own :class:`nt_core.masks.Arrays`. This room imports ``masks`` and the ground.
 """
 
 from nt_core.policies.base import Criterion, Layer, Scorer, Swap

@@ -2,7 +2,7 @@
 
 Input: a layout, values by name, and inputs. Output: logits and gradients in the dtype of the inputs. Every
 backend is compared with the reference (:mod:`nt_core.testing`), so its code aims at clarity, not at speed.
-This room imports ``graph``, ``structure``, and the ground (``values``, ``errors``).
+This room imports ``graph``, ``structure``, and the ground.
 """
 
 from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Pullback, Reference, Weights

@@ -1,8 +1,8 @@
 """Specs: the whole declaration of an ensemble or a run, the presets of papers, and spec files.
 
 Input: a graph and four choices, or a YAML file, or a preset's name. Output: an :class:`EnsembleSpec` and a
-:class:`RunSpec`, checked at construction. This room imports ``graph``, ``structure``, ``policies``,
-``topology``, ``training``, ``files``, and the ground (``values``, ``errors``).
+:class:`RunSpec`, checked at construction. This room imports ``graph``, ``files``, ``structure``,
+``policies``, ``topology``, ``training``, and the ground.
 """
 
 from nt_core.spec.ensemble import Aggregation, EnsembleSpec, FittedAverage, Mean

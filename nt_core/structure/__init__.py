@@ -3,7 +3,7 @@
 Input: a graph. Output: a :class:`Layout`, which is a backbone that runs once and heads that run on its
 output. Every weight of the ensemble has one name, ``"backbone/stage1.1/conv1.weight"`` or
 ``"head2/stage3.1/conv1.weight"``, the same in every backend, in checkpoints, and in random keys. This room
-imports ``graph``, ``masks``, and the ground (``values``, ``errors``, ``random``).
+imports ``graph``, ``masks``, and the ground.
 """
 
 from __future__ import annotations

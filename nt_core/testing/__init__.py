@@ -1,8 +1,9 @@
 """A conformance suite that any backend can call, and Hypothesis strategies for tests.
 
-Input: a backend as a few functions. Output: failed comparisons with the reference, and small cases. The suite
-needs no test runner. :mod:`nt_core.testing.strategies` needs Hypothesis and is imported by tests only. This
-room imports every other room of the core except ``cost``.
+Input: a backend as a few functions. Output: failed comparisons with the reference, and small cases. The
+suite needs no test runner. :mod:`nt_core.testing.strategies` needs Hypothesis and is imported by tests
+only. This room imports ``graph``, ``masks``, ``structure``, ``policies``, ``topology``, ``training``,
+``reference``, ``spec``, ``checkpoint``, ``states``, and the ground.
 """
 
 from nt_core.testing.cases import Case, model_cases, op_cases

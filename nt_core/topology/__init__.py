@@ -1,8 +1,8 @@
 """Topologies: which connections are active, from what is declared to each update while training runs.
 
 In go a declared topology, a layout of weights, and what a backend read of them; out come whole numbers for
-each weight, initial values and masks, and swaps of connections. It imports ``structure``, ``policies``,
-``masks``, ``graph``, and the ground.
+each weight, initial values and masks, and swaps of connections. This room imports ``graph``, ``masks``,
+``structure``, ``policies``, and the ground.
 """
 
 from nt_core.topology.allocation import (

@@ -1,7 +1,7 @@
 """Declaration of a training: the recipe (optimiser, learning rate, data) and the plan of its phases.
 
 Input: fields of a spec file. Output: values that every backend's trainer reads, and the members' training
-batches. This room imports ``structure``, ``metrics``, and the ground (``values``, ``errors``, ``random``).
+batches. This room imports ``metrics``, ``structure``, and the ground.
 """
 
 from nt_core.training.plan import AnyPlan, ExploreRefine, OneRun, Phase, Ratio, Timeline, longest_of

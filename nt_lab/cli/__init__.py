@@ -1,5 +1,6 @@
 """The command line ``nt``: one file for each group of commands.
 
-Input: arguments. Output: calls of the other rooms, and their printed results. Every other room is imported
-inside the function that needs it, so that help answers at once.
+Input: arguments. Output: calls of the other rooms, and their printed results. Each import is inside the
+function that needs it, so that help answers at once. This room imports ``tables``, ``runs``, ``console``,
+``data``, ``papers``, ``evaluation``, ``serving``, ``training``, and ``sweeps``.
 """

@@ -1,7 +1,7 @@
 """Loading of data from a folder, a file or a hub into batches that every backend reads in the same order.
 
 Input: the ``data`` fields of a spec file. Output: shuffled, augmented, normalised examples, or sequences of
-tokens. This room imports no other room of the package.
+tokens. This room imports no other.
 """
 
 from nt_lab.data.splits import Examples, Normalisation, Split, limited, load, load_test, trained_on

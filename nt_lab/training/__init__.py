@@ -1,5 +1,5 @@
 """Training (``nt train``): joins a spec, data, a backend, and a run folder.
 
-Input: a :class:`nt_core.RunSpec`. Output: a finished run. This room imports ``data``, ``evaluation``,
-``runs``, and ``console``.
+Input: a :class:`nt_core.RunSpec`. Output: a finished run. This room imports ``runs``, ``console``,
+``data``, and ``evaluation``.
 """

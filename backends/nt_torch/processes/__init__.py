@@ -1,5 +1,5 @@
 """Several processes that train one model: communication, sharded weights, and joint selections.
 
 Input: process groups and sharded tensors. Output: sums and selections that equal those of one process. This
-room imports nothing else of this package.
+room imports no other.
 """

@@ -1,5 +1,5 @@
 """Masked weights under any optimiser of PyTorch, and the topology updates that change their masks.
 
 Input: a compiled model and an optimiser. Output: inactive weights that stay zero, and updates that equal
-those of NumPy. This room imports ``network`` and ``processes``.
+those of NumPy. This room imports ``processes`` and ``network``.
 """
