@@ -10,6 +10,7 @@ from nt_core import (
     PRESETS,
     BatchEnsemble,
     DataError,
+    Dense,
     EnsembleSpec,
     Fission,
     Independent,
@@ -55,6 +56,13 @@ def test_the_loss_in_a_loop_of_ones_own_is_the_spec_s(backend, name):
         each = each + t**2 * (np.exp(teacher) * (teacher - students)).sum(axis=-1).mean(axis=1)
     wanted = each.sum() if name in SUMMED else each.mean()
     np.testing.assert_allclose(backend.own_loss(model, x, y), wanted, rtol=1e-5)
+
+
+def test_density_is_that_of_the_weights_that_can_be_masked(backend):
+    spec = EnsembleSpec(graph=GRAPH, topology=Static(sparsity=0.75))
+    sizes = [placed.weight.size for placed in spec.layout.sparsifiable]
+    assert backend.compile(spec).density == sum(spec.counts.values()) / sum(sizes)
+    assert backend.compile(spec.replace(topology=Dense())).density == 1.0
 
 
 def test_a_saved_model_loads(backend, tmp_path):

@@ -132,6 +132,13 @@ class Ensemble(nn.Module):
         """The full names of all weights that have a mask."""
         return tuple(p.name for p in self.spec.layout.sparsifiable if self.mask(p.name) is not None)
 
+    @property
+    def density(self) -> float:
+        """Active over all maskable weights; of a sharded model, every process must ask."""
+        masks = [whole(mask) for name in self.masked if (mask := self.mask(name)) is not None]
+        size = sum(mask.numel() for mask in masks)
+        return sum(int(mask.count_nonzero()) for mask in masks) / size if size else 1.0
+
     def set_mask(self, name: str, mask: Mask) -> None:
         """Give a weight a mask and set its inactive elements to zero."""
         active = self.register_mask(name, mask)

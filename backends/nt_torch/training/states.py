@@ -68,7 +68,7 @@ def restore_model(found: Mapping[str, Any], model: Ensemble) -> None:
     model.load_state_dict({name: like(own[name], value) for name, value in _to_torch(found["model"]).items()})
 
 
-def restore(found: Mapping[str, Any], accelerator: Accelerator, topology: Topology) -> None:
+def restore_state(found: Mapping[str, Any], accelerator: Accelerator, topology: Topology) -> None:
     """Restore optimiser, topology and loss scale."""
     _restore_optimizer(topology.optimizer, _to_torch(found["optimizer"]))
     topology.load_state_dict(_to_torch(found["topology"]))

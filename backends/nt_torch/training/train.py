@@ -39,8 +39,7 @@ from nt_torch.training.keeper import Keeper
 from nt_torch.training.loading import Epochs, expect_batch_size
 from nt_torch.training.position import Position
 from nt_torch.training.saliency import prune_at_init
-from nt_torch.training.states import begun, restore_model, restore_random
-from nt_torch.training.states import restore as restore_state
+from nt_torch.training.states import begun, restore_model, restore_random, restore_state
 from nt_torch.training.steps import Steps
 
 
