@@ -1,7 +1,7 @@
-"""Block graphs: a network as named blocks of ops, and the builder by which an architecture is written.
+"""Block graphs: a network as named blocks of ops, and the builder for architectures.
 
-In go ops and the tensors between them, out comes a checked :class:`BlockGraph` that knows every shape and
-weight. It imports the ground (``values``, ``errors``) and nothing else.
+Input: ops and the tensors between them. Output: a checked :class:`BlockGraph`, which knows every shape and
+weight. This room imports the ground (``values``, ``errors``) and nothing else.
 """
 
 from nt_core.graph.blocks import INPUT, Block, BlockGraph, Features, Image, Node, Tokens, expect_ops, owner

@@ -1,7 +1,8 @@
 """Metrics of an ensemble's predictions, and the aggregation of its members.
 
-In go logits of shape (M, B, classes) and labels; out come sums that stream and merge, the figures they stand
-for, and fitted weights of members. It imports the ground (``values``, ``errors``) and nothing else.
+Input: logits of shape (M, B, classes) and labels. Output: sums that stream and merge, the metrics that follow
+from them, and fitted weights of members. This room imports the ground (``values``, ``errors``) and nothing
+else.
 """
 
 from nt_core.metrics.aggregation import GAP, Fitted, fit, fit_temperature, fit_weights, log_mixture

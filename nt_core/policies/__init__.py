@@ -1,9 +1,9 @@
-"""Policies: pure functions that choose which connections of a weight are pruned and which are grown.
+"""Policies: pure functions that select the pruned and the grown connections of a weight.
 
-In go a weight's values, gradients, and mask, out comes a :class:`Swap`: a criterion scores positions one by
-one, and :func:`swap` composes two of them into a policy and does the counting, the selection with its tie
-rule, and the record of changes. Criteria use plain arithmetic only, so a backend may run them on its own
-arrays by passing its own :class:`nt_core.masks.Arrays`. It imports ``masks`` and the ground (``values``,
+Input: a weight's values, gradients, and mask. Output: a :class:`Swap`. A criterion scores positions one by
+one. :func:`swap` composes two criteria into a policy, with the counting, the selection with its tie rule, and
+the record of changes. Criteria use plain arithmetic only, so a backend may run them on its own arrays by
+passing its own :class:`nt_core.masks.Arrays`. This room imports ``masks`` and the ground (``values``,
 ``errors``, ``finite``).
 """
 

@@ -151,7 +151,7 @@ def _on_features(write: Write) -> BlockGraph:
 
 
 def _on_sequence(write: Write) -> BlockGraph:
-    """Write ops between an embedding of fewer words than positions (so that words recur) and a linear layer."""
+    """Write ops between an embedding, of fewer words than positions, and a linear layer; words recur."""
     net = GraphBuilder(Tokens(length=7, vocabulary=5))
     with net.stem() as b:
         b.out = b.embedding(b.inp, 5, 8)

@@ -1,8 +1,8 @@
-"""Topologies: which connections are active, from what is declared to each update while training runs.
+"""Topologies: the active connections, from their declaration to each update during training.
 
-In go a declared topology, a layout of weights, and what a backend read of them; out come whole numbers for
-each weight, initial values and masks, and swaps of connections. It imports ``structure``, ``policies``,
-``masks``, ``graph``, and the ground.
+Input: a declared topology, a layout of weights, and a backend's arrays of them. Output: numbers of active
+connections, initial values and masks, and swaps of connections. This room imports ``structure``,
+``policies``, ``masks``, ``graph``, and the ground (``values``, ``errors``, ``random``).
 """
 
 from nt_core.topology.allocation import (

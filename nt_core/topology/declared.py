@@ -1,4 +1,4 @@
-"""Topologies: what the masks do while training runs, and the one function that updates them."""
+"""Declarations of topologies: sparsity, initial masks, and the schedule of updates during training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Scope = Literal["layer", "global"]
 
 
 class DropFraction(Value):
-    """How large a share of a weight's connections an update replaces.
+    """Share of a weight's connections that an update replaces.
 
     Attributes:
         start: the share at step 0.
         schedule: ``constant``, ``cosine`` or ``linear``.
-        until: the share of training after which the topology stays as it is (RigL: 0.75).
+        until: the share of training after which the topology is fixed (RigL: 0.75).
     """
 
     start: Fraction = 0.5
@@ -51,14 +51,15 @@ def _spell_out(value: Any) -> Any:
 
 
 class Semantics(Value):
-    """What families of code do differently without saying so; recorded with every result.
+    """Details of updates in which published codes differ silently; recorded with every result.
 
     Attributes:
-        optimizer_step: whether the optimiser's step of an update is ``taken`` before the update (ITOP,
-            NeuroTrails) or ``replaced`` by it (RigL's original code).
+        optimizer_step: whether the optimiser's step is ``taken`` before an update (ITOP, NeuroTrails) or
+            ``replaced`` by it (RigL's original code).
         regrow: whether connections just pruned may ``return`` at once, with their value and optimiser state
             (RigL's original code), or must stay ``out``.
-        grown_value: grown connections start at ``zero``, or at a new draw from the ``initial`` distribution.
+        grown_value: initial value of grown connections: ``zero``, or a new draw from the ``initial``
+            distribution.
     """
 
     optimizer_step: Literal["taken", "replaced"] = "taken"
@@ -85,14 +86,15 @@ class Dynamic(Value):
 
     Attributes:
         sparsity: 1 − active / size over all sparsifiable weights.
-        allocation: how the active connections are divided among weights.
-        prune: what decides who goes.
-        grow: what decides who comes.
-        drop_fraction: the share that is replaced; a number in a file means cosine from there to the end.
+        allocation: division of the active connections among weights.
+        prune: criterion of the pruned connections.
+        grow: criterion of the grown connections.
+        drop_fraction: share of connections that an update replaces; a number in a file means a cosine
+            schedule from this number to the end.
         interval: ΔT, optimiser steps between updates.
-        scope: ``layer`` keeps each weight's count; ``global`` lets all compete and keeps the total; with
-            ``momentum`` each weight prunes its share, and what grows is divided among weights in proportion
-            to the mean |momentum| of their connections (SNFS), which keeps the total.
+        scope: ``layer`` keeps each weight's count. With ``global`` all weights compete, and the total is
+            kept. With ``momentum`` each weight prunes its share, and the grown connections are divided among
+            weights in proportion to the mean |momentum| of their connections (SNFS), which keeps the total.
         semantics: see :class:`Semantics`.
     """
 
@@ -117,25 +119,28 @@ class Dynamic(Value):
         return self
 
     def due(self, step: int, total_steps: int) -> bool:
-        """Tell whether an update follows the ``step``-th optimiser step (counted from 1)."""
+        """Return whether an update follows the ``step``-th optimiser step (counted from 1)."""
         return step % self.interval == 0 and self.drop_fraction.at(step, total_steps) > 0
 
     def next_due(self, step: int, total_steps: int) -> int | None:
-        """Return the first step after ``step`` that an update follows; drop fractions never rise again."""
+        """Return the first step after ``step`` that is followed by an update; None: no further update.
+
+        Only the next multiple of ``interval`` is tried, because drop fractions never rise again.
+        """
         later = (step // self.interval + 1) * self.interval
         return later if later <= total_steps and self.due(later, total_steps) else None
 
 
 class GradualPruning(Value):
-    """Start dense and prune the smallest magnitudes, never growing (Zhu & Gupta 2017, §3).
+    """Pruning of the smallest magnitudes from a dense start, without growth (Zhu & Gupta 2017, §3).
 
-    Sparsity rises as S·(1 − (1 − t)³) from ``begin`` to ``end``; with ``begin`` = ``end`` it is reached in
-    one shot: dense, prune, go on.
+    Sparsity rises as S·(1 − (1 − t)³) from ``begin`` to ``end``. With ``begin`` = ``end`` the network is
+    pruned in one shot.
 
     Attributes:
-        sparsity: the final one.
-        allocation: the final counts, where ``scope`` is ``layer``.
-        prune: what decides who goes.
+        sparsity: final sparsity.
+        allocation: of the final counts, where ``scope`` is ``layer``.
+        prune: criterion of the pruned connections.
         begin: share of training before the first pruning.
         end: share of training at which the final sparsity is reached.
         interval: optimiser steps between prunings.
@@ -163,12 +168,12 @@ class GradualPruning(Value):
         return self
 
     def due(self, step: int, total_steps: int) -> bool:
-        """Tell whether a pruning follows the ``step``-th optimiser step (counted from 1)."""
+        """Return whether a pruning follows the ``step``-th optimiser step (counted from 1)."""
         begin, end = self.window(total_steps)
         return step == end or (begin < step < end and (step - begin) % self.interval == 0)
 
     def next_due(self, step: int, total_steps: int) -> int | None:
-        """Return the first step after ``step`` that a pruning follows."""
+        """Return the first step after ``step`` that is followed by a pruning."""
         begin, end = self.window(total_steps)
         passed = max(0, step - begin) // self.interval
         return min(begin + (passed + 1) * self.interval, end) if step < end else None
@@ -183,10 +188,10 @@ AnyTopology = Annotated[Dense | Static | PruneAtInit | Dynamic | GradualPruning,
 
 
 def final_counts(topology: AnyTopology, layout: Layout) -> Mapping[str, int]:
-    """Return how many elements of each sparsifiable weight are active when training ends.
+    """Return the number of active elements of each sparsifiable weight at the end of training.
 
-    Where ``scope`` is not ``"layer"`` the total is exact and the division among weights the allocation's, as
-    the expected one: the true one depends on the training.
+    Where ``scope`` is not ``"layer"``, the total is exact, and the division among weights is the
+    allocation's, because the true division depends on the training.
     """
     if layout.divided:
         return divide_counts(layout, final_counts(topology, Single().layout(layout.graph)))
@@ -197,12 +202,12 @@ def final_counts(topology: AnyTopology, layout: Layout) -> Mapping[str, int]:
 
 
 def criteria(topology: Dynamic | GradualPruning) -> tuple[Criterion, ...]:
-    """Return the criteria a topology reads."""
+    """Return the criteria of a topology."""
     return (topology.prune, topology.grow) if isinstance(topology, Dynamic) else (topology.prune,)
 
 
 def due(topology: AnyTopology, step: int, total_steps: int) -> bool:
-    """Tell whether an update follows the ``step``-th optimiser step (counted from 1).
+    """Return whether an update follows the ``step``-th optimiser step (counted from 1).
 
     Example:
         >>> due(Static(sparsity=0.5), 100, 1000), due(Dynamic(sparsity=0.5), 100, 1000)
@@ -212,7 +217,7 @@ def due(topology: AnyTopology, step: int, total_steps: int) -> bool:
 
 
 def expect_escapes(escapes: Mapping[int, float], topology: AnyTopology) -> Mapping[int, float]:
-    """Return the escapes that a caller asks for, once they are known to be possible.
+    """Return the escapes of a caller, after a check that they are possible.
 
     Raises:
         TopologyError: the topology does not prune and grow, or a drop fraction is not above 0 and at most 1.
@@ -228,7 +233,7 @@ def expect_escapes(escapes: Mapping[int, float], topology: AnyTopology) -> Mappi
 
 
 def expect_shardable(topology: AnyTopology) -> None:
-    """Check that an update can be chosen by processes of which each holds a part of every weight.
+    """Check that updates can be selected by processes of which each holds a part of every weight.
 
     Raises:
         TopologyError: the topology reads more than each weight's elements.
@@ -245,7 +250,7 @@ def expect_shardable(topology: AnyTopology) -> None:
 
 
 def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
-    """Return the first step after ``step`` that an update follows; None if there is none.
+    """Return the first step after ``step`` that is followed by an update; None: no further update.
 
     Example:
         >>> next_due(Dynamic(sparsity=0.5), 100, 1000), next_due(Dynamic(sparsity=0.5), 900, 1000)
@@ -257,14 +262,14 @@ def next_due(topology: AnyTopology, step: int, total_steps: int) -> int | None:
 
 
 def reads_gradient(topology: AnyTopology, policy: Policy | None = None) -> bool:
-    """Tell whether updates read the dense gradient; a policy of one's own always may."""
+    """Return whether updates read the dense gradient; a user's own policy always may."""
     if not isinstance(topology, Dynamic | GradualPruning):
         return False
     return policy is not None or any(criterion.uses_gradient for criterion in criteria(topology))
 
 
 def momentum_beta(topology: AnyTopology) -> float | None:
-    """Return by how much the dense gradient is smoothed at every step; None where nothing reads that.
+    """Return the smoothing of the dense gradient at every step; None: the topology does not read it.
 
     Example:
         >>> momentum_beta(Dynamic(sparsity=0.5, grow=Momentum(beta=0.8))), momentum_beta(Dense())
@@ -275,5 +280,5 @@ def momentum_beta(topology: AnyTopology) -> float | None:
 
 
 def replaces_step(topology: AnyTopology) -> bool:
-    """Tell whether an update takes the place of the optimiser's step."""
+    """Return whether an update replaces the optimiser's step."""
     return isinstance(topology, Dynamic) and topology.semantics.optimizer_step == "replaced"

@@ -26,13 +26,13 @@ def initial_values(
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Draw every array of an ensemble, one after another; dense, without masks.
 
-    Heads start from different values because their names differ; pieces of one weight start as it does.
-    Scales and running variances are 1, biases and running means 0.
+    Heads start from different values because their names differ. Pieces of one weight start from that
+    weight's values. Scales and running variances are 1, biases and running means 0.
 
     Args:
-        layout: what there is to draw.
-        seed: keys all of it.
-        into: gives the array that a weight's values are written into, of its shape; None: a new one each.
+        layout: of the ensemble.
+        seed: keys all values.
+        into: returns the array of a weight's shape into which its values are written; None: new arrays.
 
     Yields:
         (full name, float32 array of the weight's shape).
@@ -57,7 +57,7 @@ def draw(weight: Weight, stream: Stream, positions: slice | NDArray[np.integer[A
 
     Args:
         weight: declares the distribution.
-        stream: the randomness.
+        stream: the random numbers.
         positions: (n,) flat positions, or a slice of them.
 
     Returns:
@@ -79,16 +79,17 @@ def draw(weight: Weight, stream: Stream, positions: slice | NDArray[np.integer[A
 
 
 def _fill(flat: NDArray[np.float32], weight: Weight, stream: Stream) -> None:
-    """Draw part by part: float64 draws of a whole weight would be twice its size."""
+    """Draw part by part, because float64 draws of a whole weight would take twice its size."""
     for start in range(0, flat.size, PART):
         flat[start : start + PART] = draw(weight, stream, slice(start, min(start + PART, flat.size), 1))
 
 
 def initial_masks(topology: AnyTopology, layout: Layout, seed: int) -> Iterator[tuple[str, Mask]]:
-    """Draw the masks training starts from, one after another; none where the topology is dense.
+    """Draw the initial masks of a training, one after another; none where the topology is dense.
 
-    Each mask has exactly its allocated count, uniformly at random by position. Gradual pruning starts full,
-    and so does pruning at initialisation, until :func:`nt_core.topology.saliency_masks` has chosen.
+    Each mask has exactly its allocated count, uniformly at random by position. Gradual pruning starts with
+    full masks, and so does pruning at initialisation, until :func:`nt_core.topology.saliency_masks` selects
+    masks.
 
     Example:
         >>> import nt_models
@@ -109,13 +110,13 @@ def initial_masks(topology: AnyTopology, layout: Layout, seed: int) -> Iterator[
 def magnitude_masks(
     topology: AnyTopology, layout: Layout, values: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[str, Mask]]:
-    """Choose the masks that keep the largest values of trained weights, as many as each is allocated.
+    """Select the masks that keep the largest magnitudes of trained weights, with the allocated counts.
 
     Of equal magnitudes the lowest positions are kept. Equal weights of two heads get equal masks.
 
     Args:
-        topology: says how many.
-        layout: what it lies on.
+        topology: gives the counts.
+        layout: of the ensemble.
         values: full name → array, for each sparsifiable weight at least.
 
     Raises:
@@ -137,7 +138,7 @@ def magnitude_masks(
 
 
 def _initial_counts(topology: AnyTopology, layout: Layout) -> Iterator[tuple[PlacedWeight, int]]:
-    """Walk over the weights that have a mask, and how many elements are active when training starts."""
+    """Yield the weights that have a mask, and their number of active elements at the start of training."""
     if isinstance(topology, Dense):
         return
     counts = {} if isinstance(topology, GradualPruning | PruneAtInit) else final_counts(topology, layout)

@@ -1,4 +1,4 @@
-"""The topology update: which connections of which weights change after this step."""
+"""The topology update: selection of the pruned and grown connections of all weights after a step."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from nt_core.topology.schedules import cubic_sparsity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one topology update did.
+    """Result of one topology update.
 
     Attributes:
-        step: optimiser steps taken before it.
-        pruned: connections removed, by weight.
-        grown: connections added, by weight.
-        active: connections now, by weight.
-        explored: positions that were ever active, by weight.
-        sizes: positions there are, by weight.
+        step: number of optimiser steps taken before the update.
+        pruned: number of pruned connections, by weight.
+        grown: number of grown connections, by weight.
+        active: number of connections after the update, by weight.
+        explored: number of positions that were ever active, by weight.
+        sizes: number of positions, by weight.
         head_overlap: mean over pairs of heads of |A ∩ B| / |A ∪ B|; None with fewer than two heads.
     """
 
@@ -62,13 +62,13 @@ class Update:
         masks: Mapping[str, Bits],
         seen: Mapping[str, Bits],
     ) -> Update:
-        """Count what was swapped.
+        """Count the connections of some swaps.
 
         Args:
-            step: optimiser steps taken.
-            swaps: what changed.
-            sizes: positions of each weight.
-            masks: as they are now, packed.
+            step: number of optimiser steps taken.
+            swaps: of the update, by weight.
+            sizes: number of positions of each weight.
+            masks: after the update, packed.
             seen: all masks so far, packed; from :func:`nt_core.topology.seen_with`.
         """
         return cls(
@@ -88,7 +88,7 @@ class Update:
         return sum(self.explored.values()) / size if size else 1.0
 
     def to_event(self) -> dict[str, Any]:
-        """Return its totals, as a trainer reports them; ``head_overlap`` only where there are two heads.
+        """Return the totals as a trainer's event; ``head_overlap`` only where there are two heads.
 
         Example:
             >>> Update(step=100, pruned={"a": 2, "b": 1}, grown={"a": 2, "b": 1}, active={"a": 5},
@@ -111,25 +111,25 @@ def update(
     policy: Policy | None = None,
     fraction: float | None = None,
 ) -> Mapping[str, Swap]:
-    """Choose what one topology update changes. Nothing passed in is written to.
+    """Select the pruned and grown connections of one topology update, without changing any argument.
 
     Args:
         topology: the declaration.
         layers: every masked weight, in the layout's order.
-        moment: the step, the run's randomness, the array library.
-        total_steps: optimiser steps of the whole training.
+        moment: the step, the run's random numbers, the array functions.
+        total_steps: number of optimiser steps of the whole training.
         targets: the final count of each weight, from :func:`nt_core.topology.final_counts`.
-        policy: a policy of one's own instead of the topology's prune and grow; it sees one weight at a time,
+        policy: a policy of your own instead of the topology's prune and grow; it reads one weight at a time,
             so it needs a ``Dynamic`` topology with ``scope="layer"``.
-        fraction: the drop fraction of an escape; None: what the topology's schedule says.
+        fraction: the drop fraction of an escape; None: that of the topology's schedule.
 
     Returns:
-        What changes in each weight. Of each weight (``scope="layer"``, ``"momentum"``), or of all together
+        Swap of each weight. Of each weight (``scope="layer"``, ``"momentum"``), or of all together
         (``global``), ⌊fraction·active⌋ connections are replaced; fewer where a criterion marks fewer.
 
     Raises:
-        TopologyError: something that is read is not finite, then no weight has a swap; or a policy is given
-            that could not be used.
+        TopologyError: a value that is read is not finite, and no weight has a swap; or a policy is given
+            that cannot be used.
     """
     if policy is not None and (isinstance(topology, GradualPruning) or topology.scope != "layer"):
         raise TopologyError(
@@ -156,7 +156,7 @@ def update(
 
 
 def _expect_swap(layer: Layer, change: Swap) -> None:
-    """Raise unless a swap of somebody's own policy keeps the count and is one of this layer."""
+    """Check that a swap of a user's own policy keeps the count and fits the layer."""
     pruned, grown, size = np.asarray(change.pruned), np.asarray(change.grown), layer.active.shape[0]
     inside = all(
         p.ndim == 1
@@ -172,7 +172,7 @@ def _expect_swap(layer: Layer, change: Swap) -> None:
 
 
 def share_of(active: int, fraction: float) -> int:
-    """Return ⌊fraction·active⌋; a product that is an integer but for rounding counts as that integer.
+    """Return ⌊fraction·active⌋; a product that is an integer up to rounding counts as that integer.
 
     Example:
         >>> share_of(100, 0.29), int(100 * 0.29)
@@ -184,7 +184,7 @@ def share_of(active: int, fraction: float) -> int:
 
 
 def _count(criterion: Criterion | None, layers: Sequence[Layer], moment: Moment, fraction: float) -> int:
-    """Return how many connections of some layers are to go."""
+    """Return the number of connections of some layers to prune."""
     most = share_of(sum(moment.arrays.count(layer.active) for layer in layers), fraction)
     if criterion is None or not criterion.only_below_zero:
         return most
@@ -245,8 +245,8 @@ def _redistribute(
 ) -> Mapping[str, Swap]:
     """Prune each weight's share; grow as many, divided by mean |momentum| (SNFS, algorithm 1).
 
-    The mean is that of a weight's connections before the pruning. What a weight has no room for goes to the
-    others, in the same proportion.
+    The mean is over a weight's connections before the pruning. Connections for which a weight has no room are
+    given to the other weights, in the same proportion.
     """
     inactive = [moment.arrays.count(~layer.active) for layer in layers]
     goes = [_count(topology.prune, [layer], moment, fraction) for layer in layers]
@@ -289,7 +289,7 @@ def _best_of_all(
     moment: Moment,
     purpose: str,
 ) -> list[Array]:
-    """Select the best ``count`` positions over all layers: each layer's best, then the best of those."""
+    """Select the best ``count`` positions over all layers: each layer's best, then the best of all these."""
     arrays = moment.arrays
     nominees, values = [], []
     for layer, eligible in zip(layers, among, strict=True):

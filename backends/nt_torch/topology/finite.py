@@ -75,7 +75,7 @@ class Guard:
         return False
 
     def passes_losses(self, step: int, lr: float, losses: Tensor) -> bool:
-        """Return whether a step that a loss scale skipped had finite losses, so that a smaller scale suffices.
+        """Return whether a step skipped by a loss scale had finite losses, so that a smaller scale suffices.
 
         Args:
             step: number of the step, from 1.

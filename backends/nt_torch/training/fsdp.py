@@ -154,7 +154,5 @@ def read_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.distributed is disabled"
-        )  # one process reads files of many
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads files of many
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))

@@ -109,7 +109,7 @@ def saliency_gradients(
 
 @contextmanager
 def _at_start(model: Ensemble) -> Iterator[None]:
-    """Set training mode (running statistics are meaningless yet) without dropout, and restore it afterwards."""
+    """Set training mode (running statistics are meaningless yet) without dropout; restore it afterwards."""
     modes, execution = {module: module.training for module in model.modules()}, model.execution
     model.execution = Execution()  # which has a second derivative
     buffers: dict[str, Tensor] = {

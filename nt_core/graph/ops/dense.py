@@ -1,4 +1,4 @@
-"""Ops that multiply a matrix or look its rows up."""
+"""Linear maps and embeddings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Linear(Op):
 
 
 class Embedding(Op):
-    """A row of a table for each token. (length,) of token numbers → (length, features)."""
+    """Look-up of a table's row for each token. (length,) of token numbers → (length, features)."""
 
     kind: Literal["embedding"] = "embedding"
     vocabulary: Count

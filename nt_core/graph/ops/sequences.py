@@ -1,4 +1,4 @@
-"""Ops on sequences of vectors: what makes one of an image, and what transformers add to one."""
+"""Ops on sequences of vectors: conversion of images, class tokens, positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Transpose(Op):
 
 
 class ClassToken(Op):
-    """One learned vector before the first (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T + 1, D)."""
+    """Prepend one learned vector (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T + 1, D)."""
 
     kind: Literal["class_token"] = "class_token"
     features: Count
@@ -46,7 +46,7 @@ class ClassToken(Op):
 
 
 class Positions(Op):
-    """Add a learned vector at each place (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T, D)."""
+    """Add a learned vector at each position (Dosovitskiy et al. 2021, eq. 1). (T, D) → (T, D)."""
 
     kind: Literal["positions"] = "positions"
     length: Count
@@ -63,7 +63,7 @@ class Positions(Op):
 
 
 class TakeToken(Op):
-    """The vector at one place of a sequence; 0 is where :class:`ClassToken` puts its own. (T, D) → (D,)."""
+    """Vector at one position of a sequence; 0 is the position of :class:`ClassToken`. (T, D) → (D,)."""
 
     kind: Literal["take_token"] = "take_token"
     index: NotNegative = 0
