@@ -29,7 +29,7 @@ class Verbs(Generic[Model]):
     """Functions of a backend that members made one after another need.
 
     Attributes:
-        train: (spec, leave, report) → result of one training, which calls ``leave`` for each finished member.
+        train: (spec, leave, report) → result of one training; calls ``leave`` for each member but the last.
         checkpoint: model → its portable checkpoint.
         restore: checkpoint → model.
         evaluate: model → metrics on the test set, if there is one.

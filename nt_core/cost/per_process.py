@@ -241,7 +241,7 @@ def _statistics(layout: Layout) -> int:
 def _copies_and_ring(
     layout: Layout, trained: Sequence[PlacedWeight], ranks: int, widths: Widths
 ) -> tuple[int, int]:
-    """Return the bytes of autocast's copies, and those that DDP sends: all-reduced gradients, statistics."""
+    """Return the bytes of autocast's copies, and the bytes that DDP sends: gradients and statistics."""
     cast = sum(p.weight.size for p in layout.sparsifiable) if widths.computed < widths.kept else 0
     size = sum(p.weight.size for p in trained) * widths.reduced
     passed_on = _statistics(layout) * widths.kept if ranks > 1 else 0

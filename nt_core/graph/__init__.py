@@ -1,4 +1,4 @@
-"""Block graphs: a network as named blocks of ops, and the builder by which an architecture is written.
+"""Block graphs: a network as named blocks of ops, and the builder for architectures.
 
 In go ops and the tensors between them, out comes a checked :class:`BlockGraph` that knows every shape and
 weight. This room imports the ground.

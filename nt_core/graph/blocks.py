@@ -1,7 +1,7 @@
 """Block graphs: a network as a graph of named blocks, each a small graph of ops.
 
-A block is the unit in which papers count depth. Stem blocks come first and always belong to the backbone;
-the classifier comes last and always belongs to the head; neither is counted. Architectures are written with
+A block is the unit in which papers count depth. Stem blocks come first and always belong to the backbone. The
+classifier comes last and always belongs to the head. Neither is counted. Architectures are written with
 :class:`nt_core.graph.GraphBuilder`.
 """
 
@@ -20,7 +20,7 @@ from nt_core.graph.ops import AnyOp, Embedding, Op
 from nt_core.values import Count, Shape, Value, explain
 
 MOST_OPS: Final = 1 << 17
-"""How many ops a graph, and all members of an ensemble together, may have: 100 LLaMAs of 80 blocks."""
+"""Most ops of a graph, and of all members of an ensemble together: 100 LLaMAs of 80 blocks."""
 
 INPUT = "input"
 """The reference by which nodes name the network's input."""
@@ -65,10 +65,10 @@ class Tokens(Value):
         return (self.length,)
 
     def expect_tokens(self, lowest: int, highest: int) -> None:
-        """Check the lowest and the highest number of a batch: frameworks do not, or not on a GPU.
+        """Check the lowest and highest token number of a batch, because frameworks do not, or not on a GPU.
 
         Raises:
-            DataError: one is outside the vocabulary.
+            DataError: a number is outside the vocabulary.
 
         Example:
             >>> Tokens(length=4, vocabulary=256).expect_tokens(0, 256)  # doctest: +ELLIPSIS
@@ -93,8 +93,8 @@ class Node:
 
     Attributes:
         name: unique in its block, ``"conv1"`` say.
-        op: what it computes.
-        inputs: references to what it reads: ``"input"`` or ``"block/node"``.
+        op: the operation.
+        inputs: references of the values that the op reads: ``"input"`` or ``"block/node"``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_KEYS
@@ -105,7 +105,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some nodes in the order in which they run, and the reference of what the block gives on."""
+    """Nodes in the order of computation, and the reference of the block's output."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_KEYS
     name: str
@@ -120,7 +120,7 @@ class Block:
 
 
 def owner(reference: str) -> str:
-    """Return the block a reference points into, ``"input"`` for the network's input."""
+    """Return the name of a reference's block, ``"input"`` for the network's input."""
     return reference.rpartition("/")[0] or INPUT
 
 
@@ -129,14 +129,15 @@ class BlockGraph:
     """A checked, immutable network.
 
     Attributes:
-        input: what one example looks like.
-        blocks: in the order in which they run: stems, counted blocks, classifier.
-        origin: the architecture's name and arguments where it was made by a named function; it lets a spec
-            file stay short and plays no part in what the graph computes.
+        input: kind and shape of one example.
+        blocks: in the order of computation: stems, counted blocks, classifier.
+        origin: name and arguments of the architecture, if a named function made the graph. The origin keeps
+            spec files short and does not affect the computation.
 
     Raises:
-        GraphError: blocks form a cycle, one cannot be reached or leads nowhere, a shape does not fit, a name
-            is doubled or unknown, stems or classifier are out of place. The message names block and op.
+        GraphError: blocks form a cycle, a block cannot be reached or leads nowhere, a shape does not fit,
+            a name is doubled or unknown, stems or classifier are out of place. The message names block
+            and op.
 
     Example:
         >>> import nt_models
@@ -208,11 +209,11 @@ class BlockGraph:
         return self.shapes[self.output]
 
     def nodes(self) -> Iterator[tuple[Block, Node]]:
-        """Walk over all ops in the order in which they run."""
+        """Yield all ops in the order of computation."""
         return ((block, node) for block in self.blocks for node in block.nodes)
 
     def with_origin(self, origin: Mapping[str, Any]) -> Self:
-        """Return the same graph that remembers which named architecture made it."""
+        """Return the same graph with the name and arguments of its architecture as origin."""
         return replace(self, origin=dict(origin))
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,10 +222,10 @@ class BlockGraph:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> BlockGraph:
-        """Read what :meth:`to_dict` gave.
+        """Make a graph from the output of :meth:`to_dict`.
 
         Raises:
-            GraphError: the data is no graph, or no possible one.
+            GraphError: the data is no graph, or an invalid one.
         """
         try:
             return GRAPH_FILE.validate_python(data, strict=False)
@@ -233,14 +234,14 @@ class BlockGraph:
 
 
 GRAPH_FILE: TypeAdapter[BlockGraph] = TypeAdapter(BlockGraph)
-"""How a graph is read from and written to JSON."""
+"""Adapter that reads a graph from JSON and writes it to JSON."""
 
 
 def expect_ops(count: int, where: str) -> None:
-    """Raise if there are more ops than can be laid out in a minute or so.
+    """Check that the number of ops can be laid out in a minute or so.
 
     Raises:
-        GraphError: naming what has so many.
+        GraphError: there are more than :data:`MOST_OPS` ops; the message names ``where``.
     """
     if count > MOST_OPS:
         raise GraphError(
@@ -250,7 +251,7 @@ def expect_ops(count: int, where: str) -> None:
 
 
 def infer_shape(op: Op, inputs: list[Shape], where: str) -> Shape:
-    """Return an op's output shape, or raise a GraphError that says where it stands."""
+    """Return an op's output shape, or raise a GraphError that names the op's place."""
     arity = op.arity
     if len(inputs) != arity if arity is not None else len(inputs) < 2:
         raise GraphError(f"{where}: expected {arity or 'two or more'} inputs, found {len(inputs)}")
@@ -295,7 +296,7 @@ def _check_references(blocks: tuple[Block, ...]) -> None:
 
 
 def _check_tokens(given: Image | Features | Tokens, blocks: tuple[Block, ...]) -> None:
-    """Token numbers go into embeddings and nothing else does."""
+    """Check that embeddings read token numbers, and that no other op does."""
     for block in blocks:
         for node in block.nodes:
             where = f"block {block.name!r}, op {node.name!r} ({node.op.kind})"

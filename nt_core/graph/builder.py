@@ -1,4 +1,4 @@
-"""Write an architecture as a function: tensors are symbolic and know their shape."""
+"""Builder of architectures: a function writes ops on symbolic tensors, which know their shape."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What an op will give: a reference and the shape of one example."""
+    """Symbolic output of an op: its reference and the shape of one example."""
 
     reference: str
     shape: Shape
 
 
 class BlockWriter:
-    """Adds ops to one block; each method takes tensors, adds a node and returns its tensor.
+    """Writer of one block, whose methods take tensors, add a node and return its tensor.
 
     Attributes:
-        inp: what the block before gave (the network's input in the first block).
-        out: what this block gives on; set it before the block ends.
+        inp: output of the block before (the network's input in the first block).
+        out: output of this block, to be set before the block ends.
     """
 
     def __init__(self, name: str, inp: Tensor) -> None:
@@ -57,12 +57,13 @@ class BlockWriter:
         """Add any op.
 
         Args:
-            make: makes the op; called here so that a wrong argument is reported with its place.
-            inputs: what it reads.
-            name: its name in the block; otherwise its kind and a running number.
+            make: makes the op; called in this method, so that a wrong argument is reported with its place.
+            inputs: tensors that the op reads.
+            name: of the op in the block; None: its kind and a running number.
 
         Raises:
-            GraphError: naming block and op, what was expected and found.
+            GraphError: an argument or a shape does not fit; the message names block, op, expectation and
+                finding.
         """
         where = f"block {self.name!r}, op {name or ''!r}" if name else f"block {self.name!r}"
         try:
@@ -122,23 +123,23 @@ class BlockWriter:
         return self.add_op(lambda: ops.Embedding(vocabulary=vocabulary, features=features), x)
 
     def class_token(self, x: Tensor) -> Tensor:
-        """Put one learned vector before a sequence. (T, D) → (T + 1, D)."""
+        """Prepend one learned vector to a sequence. (T, D) → (T + 1, D)."""
         return self.add_op(lambda: ops.ClassToken(features=x.shape[-1]), x)
 
     def positions(self, x: Tensor) -> Tensor:
-        """Add a learned vector at each place. (T, D) → (T, D)."""
+        """Add a learned vector at each position. (T, D) → (T, D)."""
         return self.add_op(lambda: ops.Positions(length=x.shape[0], features=x.shape[-1]), x)
 
     def norm(self, x: Tensor) -> Tensor:
-        """Batch normalisation of the channels. (C, …) → (C, …)."""
+        """Normalise the channels over the batch. (C, …) → (C, …)."""
         return self.add_op(lambda: ops.BatchNorm(channels=x.shape[0]), x, name=self._next_name("norm"))
 
     def layer_norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:
-        """Layer normalisation of the last axis."""
+        """Normalise the last axis."""
         return self.add_op(lambda: ops.LayerNorm(features=x.shape[-1], eps=eps), x)
 
     def rms_norm(self, x: Tensor, *, eps: float = 1e-6) -> Tensor:
-        """Root-mean-square normalisation of the last axis."""
+        """Divide the last axis by its root mean square."""
         return self.add_op(lambda: ops.RMSNorm(features=x.shape[-1], eps=eps), x)
 
     def activation(self, x: Tensor, function: Literal["relu", "gelu", "silu", "tanh", "sigmoid"]) -> Tensor:
@@ -181,11 +182,11 @@ class BlockWriter:
         return self.add_op(ops.Transpose, x)
 
     def take_token(self, x: Tensor, index: int = 0) -> Tensor:
-        """Take the vector at one place. (T, D) → (D,)."""
+        """Take the vector at one position. (T, D) → (D,)."""
         return self.add_op(lambda: ops.TakeToken(index=index), x)
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
-        """Zero a share of the values in training; no op at all where the rate is 0."""
+        """Zero a share of the values in training; no op is added where the rate is 0."""
         return self.add_op(lambda: ops.Dropout(rate=rate), x) if rate else x
 
     def add(self, *xs: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class BlockWriter:
         causal: bool = False,
         rotary_base: float | None = None,
     ) -> Tensor:
-        """Scaled dot-product attention of projected queries, keys and values, each (T, features)."""
+        """Attend by scaled dot products of projected queries, keys and values, each (T, features)."""
         return self.add_op(
             lambda: ops.Attention(
                 heads=heads, kv_heads=kv_heads or heads, causal=causal, rotary_base=rotary_base
@@ -237,7 +238,7 @@ class BlockWriter:
 
 
 class GraphBuilder:
-    """Collects blocks; each is written in a ``with`` and reads what the one before gave.
+    """Builder of a graph; each block is written in a ``with`` and reads the output of the block before.
 
     Example:
         >>> from nt_core import Features, GraphBuilder
@@ -281,12 +282,14 @@ class GraphBuilder:
 
 
 def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
-    """Decorate a function that makes a block graph so that the graph remembers its name and arguments.
+    """Decorate a function that makes a block graph, so that the graph records its name and arguments.
 
-    Arguments are checked against the annotations; only keywords are recorded, so make them keyword-only.
+    Arguments are checked against the annotations. Arguments should be keyword-only, because only keywords are
+    recorded.
 
     Raises:
-        SpecError: from the decorated function, for an unknown argument (with the nearest) or a wrong one.
+        SpecError: from the decorated function, for an unknown argument (the message names the nearest) or a
+            wrong one.
 
     Example:
         >>> import nt_models

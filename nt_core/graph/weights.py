@@ -1,4 +1,4 @@
-"""Weights: the arrays that ops own, and how their values are first drawn."""
+"""Weights: the arrays that ops own, and their initial distributions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Spread = Literal["normal", "signs"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """One array an op owns.
+    """One array that an op owns.
 
     Attributes:
-        name: its name within the op, ``"weight"`` or ``"bias"`` say.
-        shape: its shape; axis 0 is the output axis and the rest is the fan-in.
+        name: of the array within the op, ``"weight"`` or ``"bias"`` say.
+        shape: of the array; axis 0 is the output axis and the rest is the fan-in.
         role: ``kernel`` (multiplies activations, may be sparse), ``bias``, ``scale``, ``factor`` (a member's
             own scale of a shared kernel), ``table`` (rows that are looked up or added) or ``running`` (a
             statistic that is kept, not trained).
@@ -39,17 +39,17 @@ class Weight:
 
     @property
     def sparsifiable(self) -> bool:
-        """Whether a mask may lie on it."""
+        """Whether the array may have a mask."""
         return self.role == "kernel"
 
     @property
     def trainable(self) -> bool:
-        """Whether an optimiser moves it."""
+        """Whether an optimiser changes the array."""
         return self.role != "running"
 
     @property
     def decayed(self) -> bool:
-        """Whether weight decay applies: not to factors, which it would draw from ±1 to 0."""
+        """Whether weight decay applies, except to factors, because they would shrink from ±1 to 0."""
         return self.role != "factor"
 
 
@@ -58,8 +58,8 @@ def kernel(shape: Shape, init: Init) -> Weight:
 
     Args:
         shape: (out, in, …).
-        init: ``he_normal``: N(0, 2 / fan-in), He et al. 2015; ``lecun_uniform``: U(±1/√fan-in), what
-            PyTorch gives a linear layer; ``normal_002``: N(0, 0.02²), as language models have it.
+        init: ``he_normal``: N(0, 2 / fan-in), He et al. 2015; ``lecun_uniform``: U(±1/√fan-in), PyTorch's
+            default for a linear layer; ``normal_002``: N(0, 0.02²), usual for language models.
 
     Example:
         >>> kernel((8, 2), "he_normal").init
@@ -81,7 +81,7 @@ def table(rows: int, features: int) -> Weight:
 
 
 def vector(name: str, size: int, role: Role, value: float, members: int | None = None) -> Weight:
-    """Declare a weight that starts at one value: of one axis, or a row for each member."""
+    """Declare a weight with a constant initial value, of one axis, or with a row for each member."""
     shape = (size,) if members is None else (members, size)
     return Weight(name=name, shape=shape, role=role, init=("constant", value))
 

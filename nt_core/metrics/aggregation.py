@@ -1,4 +1,4 @@
-"""Aggregation that is fitted: weights of the members and a temperature, from held-out examples."""
+"""Fitted aggregation: weights of the members and a temperature, from held-out examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nt_core.errors import DataError
 from nt_core.values import Value
 
 GAP: Final = 1e-6
-"""How far above the lowest possible mean NLL the fitted weights may end, in nats."""
+"""Largest excess of the fitted weights' mean NLL over the optimum, in nats."""
 
 _ITERATIONS: Final = 10_000
 _COLDEST, _HOTTEST = math.log(0.05), math.log(20.0)  # of log temperature
@@ -24,11 +24,11 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Fitted(Value):
-    """What was fitted: the ensemble predicts softmax(log Σ_m w_m·p_m / T).
+    """Fitted aggregation: the ensemble predicts softmax(log Σ_m w_m·p_m / T).
 
     Attributes:
-        weights: one for each member, at least 0, adding up to 1.
-        temperature: T, which the pooled log-probabilities are divided by; above 1 it lowers confidence.
+        weights: one for each member, at least 0, with sum 1.
+        temperature: T, the divisor of the pooled log-probabilities; above 1 it lowers confidence.
 
     Example:
         >>> Fitted(weights=(0.75, 0.25), temperature=1.5)
@@ -48,7 +48,7 @@ class Fitted(Value):
         """Return the ensemble's log-probabilities. (M, B, C) float64 → (B, C).
 
         Raises:
-            DataError: another number of members than there are weights.
+            DataError: the number of members differs from the number of weights.
         """
         if len(log_probabilities) != len(self.weights):
             raise DataError(
@@ -65,9 +65,9 @@ def fit(logits: NDArray[Any], labels: NDArray[Any], *, temperature: bool = True)
     """Fit weights on the simplex, then one temperature, both by the NLL of held-out examples.
 
     Probabilities are pooled first and calibrated second (Rahaman & Thiery 2021, arXiv 2007.08792; one member:
-    temperature scaling, Guo et al. 2017, §4.2). Each step is a convex problem: the NLL of a mixture is convex
-    in its weights, that of softmax(β·log q) in β = 1/T. So the result is never worse than equal weights and
-    T = 1 on these examples, and no start has to be chosen.
+    temperature scaling, Guo et al. 2017, §4.2). Each step is a convex problem, because the NLL of a mixture
+    is convex in its weights, and the NLL of softmax(β·log q) is convex in β = 1/T. Therefore the result is
+    never worse than equal weights and T = 1 on these examples, and does not depend on a start.
 
     Args:
         logits: (M, N, C), finite, N ≥ 1, the member axis first; of examples that were not trained on.
@@ -97,18 +97,18 @@ def fit(logits: NDArray[Any], labels: NDArray[Any], *, temperature: bool = True)
 
 
 def fit_weights(log_likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weights of a mixture whose mean NLL is lowest, by expectation maximisation.
+    """Return the mixture weights of lowest mean NLL, by expectation maximisation.
 
-    From equal weights, each step multiplies w_m by the mean of p_m / Σ w·p and cannot raise the NLL (Dempster
-    et al. 1977). Where members are nearly alike such steps are tiny, so ever higher powers of the factors are
-    tried as long as the NLL falls. The largest factor, less 1, bounds how far above the optimum the NLL is;
-    it ends below :data:`GAP`, or after 10,000 steps.
+    From equal weights, each step multiplies w_m by the mean of p_m / Σ w·p, which cannot raise the NLL
+    (Dempster et al. 1977). Such steps are tiny where members are nearly alike, so ever higher powers of the
+    factors are tried as long as the NLL falls. The largest factor, less 1, bounds the excess of the NLL over
+    the optimum. The iteration ends when this bound is below :data:`GAP`, or after 10,000 steps.
 
     Args:
-        log_likelihoods: (M, N), the log-probability each member gives each example's label.
+        log_likelihoods: (M, N), each member's log-probability of each example's label.
 
     Returns:
-        (M,) float64, at least 0, adding up to 1.
+        (M,) float64, at least 0, with sum 1.
 
     Example:
         >>> fit_weights(np.log([[0.5, 0.5], [0.5, 0.5]]))
@@ -133,7 +133,7 @@ def fit_weights(log_likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def fit_temperature(log_probabilities: NDArray[np.float64], labels: NDArray[Any]) -> float:
-    """Return the temperature in [0.05, 20] whose mean NLL is lowest; 1 where none is lower.
+    """Return the temperature in [0.05, 20] of lowest mean NLL; 1 where no other is lower.
 
     Args:
         log_probabilities: (N, C).
@@ -161,7 +161,7 @@ def log_mixture(
 
     Args:
         log_probabilities: the member axis first.
-        weights: None: equal ones.
+        weights: of the members; None: equal weights.
 
     Example:
         >>> np.exp(log_mixture(np.log([[0.2, 0.8], [0.6, 0.4]]), np.array([0.75, 0.25]))).round(6)

@@ -1,4 +1,4 @@
-"""How well a score tells examples from elsewhere: AUROC, AUPR and FPR at 95 % TPR, ties counted exactly."""
+"""Out-of-distribution detection by a score: AUROC, AUPR and FPR at 95 % TPR, with ties counted exactly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nt_core.errors import DataError
 from nt_core.values import Value
 
 TPR: Final = 0.95
-"""The share of out-of-distribution examples that has to be found where the false positives are counted."""
+"""The share of out-of-distribution examples that must be found at the threshold of FPR."""
 
 
 class Detection(Value):
-    """How well a score detects what is out of distribution, which is the positive class.
+    """Detection of out-of-distribution examples, the positive class, by a score.
 
     Attributes:
         auroc: area under the ROC curve: P(score of an outsider > score of an insider), ties half.
@@ -40,16 +40,16 @@ def ood_score(log_probabilities: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def detection(inside: NDArray[Any], outside: NDArray[Any]) -> Detection:
-    """Measure how well scores tell outsiders from insiders; the higher, the more out of distribution.
+    """Measure the detection of outsiders by scores; higher scores are more out of distribution.
 
-    Examples of equal score are on the same side of every threshold, so no order among them is invented.
+    Examples of equal score are on the same side of every threshold, so their order has no influence.
 
     Args:
         inside: (N,) scores of the test set, finite.
         outside: (K,) scores of the out-of-distribution set, finite.
 
     Raises:
-        DataError: one of them is empty, or a score is not finite.
+        DataError: one of the sets is empty, or a score is not finite.
 
     Example:
         >>> detection(np.array([0.1, 0.2, 0.2, 0.4]), np.array([0.2, 0.6, 0.7]))
@@ -65,7 +65,7 @@ def detection(inside: NDArray[Any], outside: NDArray[Any]) -> Detection:
     false, true = (_flagged(scores, thresholds) for scores in (inside, outside))
     fpr, recall, precision = false / inside.size, true / outside.size, true / (true + false)
     area = np.diff(fpr, prepend=0.0) @ (recall + np.concatenate([[0.0], recall[:-1]])) / 2
-    # Counts are compared, not shares: 0.95 as a float would refuse 19 of 20.
+    # Counts are compared instead of shares, because 0.95 as a float would refuse 19 of 20.
     enough = int((true * 100 >= round(TPR * 100) * outside.size).argmax())
     return Detection(
         auroc=float(area), aupr=float(np.diff(recall, prepend=0.0) @ precision), fpr95=float(fpr[enough])
@@ -73,5 +73,5 @@ def detection(inside: NDArray[Any], outside: NDArray[Any]) -> Detection:
 
 
 def _flagged(scores: NDArray[Any], thresholds: NDArray[Any]) -> NDArray[np.int64]:
-    """Return how many scores reach each threshold."""
+    """Return the number of scores that reach each threshold."""
     return scores.size - np.searchsorted(np.sort(scores), thresholds, side="left")

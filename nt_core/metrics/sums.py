@@ -1,7 +1,7 @@
 """Metrics of an ensemble as exact sums that stream over batches and reduce over processes.
 
-Nothing here is a mean until it is asked for: a batch becomes a record of sums and counts, records add, and
-the properties of the total are the metrics over all examples.
+A batch becomes a record of sums and counts. Records are added. The properties of the total are the metrics
+over all examples, so means are taken only at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from nt_core.metrics.aggregation import Fitted, log_mixture
 from nt_core.metrics.figures import FIGURES, RECORDED
 
 Aggregation: TypeAlias = Literal["mean_prob", "mean_logit"] | Fitted
-"""What is averaged over members: probabilities (FreeTickets), logits (published NeuroTrails code), or
+"""Mean over members: of probabilities (FreeTickets), of logits (published NeuroTrails code), or of
 probabilities with fitted weights and temperature."""
 
 ECE_BINS: Final = 15
 """Equal-width confidence bins of the calibration error; Guo et al. 2017, §2 and §5."""
 
 MATRIX_MEMBERS: Final = 16
-"""The most members whose pairwise disagreement stands in every epoch of a history."""
+"""Most members whose pairwise disagreement is recorded in every epoch of a history."""
 
 _EDGES: Final = np.arange(1, ECE_BINS) / ECE_BINS
 _CHUNK: Final = 1 << 19  # logits turned into float64 at a time
@@ -36,7 +36,7 @@ _BATCH, _BATCH_LOGITS = 256, 1 << 26  # examples, and logits, that are computed 
 
 
 def evaluation_batch_size(members: int, output: Sequence[int]) -> int:
-    """Return how many examples to predict at a time: 256, or fewer where each has many logits.
+    """Return the number of examples to predict at a time: 256, or fewer where each has many logits.
 
     Args:
         members: M.
@@ -92,14 +92,14 @@ def _average(log_probabilities: NDArray[np.float64], how: Aggregation) -> NDArra
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """Sums over examples; add two to merge them, in any order.
+    """Metrics of an ensemble as sums over examples; two records are merged by addition, in any order.
 
     Attributes:
         nll_sum: negative log-likelihood of the aggregated prediction, in nats, summed over examples.
-        member_correct: (M,) int64, examples each member gets right.
+        member_correct: (M,) int64, number of examples that each member classifies correctly.
         member_nll_sum: (M,) float64, nats.
-        disagreements: (M, M) int64, examples on which two members predict different classes.
-        bin_counts: (15,) int64, examples by confidence of the aggregated prediction.
+        disagreements: (M, M) int64, number of examples on which two members predict different classes.
+        bin_counts: (15,) int64, number of examples by confidence of the aggregated prediction.
         bin_confidence_sums: (15,) float64.
         bin_correct: (15,) int64.
 
@@ -135,7 +135,7 @@ class Metrics:
             logits: (M, B, C), or (M, B, T, C) where each token counts as an example; finite, the member axis
                 first; B may be 0.
             labels: (B,) or (B, T) integers in [0, C).
-            aggregation: how members are averaged.
+            aggregation: of the members' predictions.
 
         Raises:
             DataError: shapes that do not fit, a logit that is not finite, a label outside the classes.
@@ -160,7 +160,7 @@ class Metrics:
         """Merge any number of records, at least one.
 
         Raises:
-            DataError: there are none, or they differ in the number of members.
+            DataError: there are no records, or they differ in the number of members.
 
         Example:
             >>> one = Metrics.of(np.zeros((2, 4, 3)), np.zeros(4, int))
@@ -186,17 +186,17 @@ class Metrics:
 
     @property
     def count(self) -> int:
-        """Examples measured; 0 is legal, but has no metrics."""
+        """Number of measured examples; 0 is legal, but has no metrics."""
         return int(self.bin_counts.sum())
 
     @property
     def correct(self) -> int:
-        """Examples the aggregated prediction gets right."""
+        """Number of examples that the aggregated prediction classifies correctly."""
         return int(self.bin_correct.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of examples the aggregated prediction gets right."""
+        """Share of examples that the aggregated prediction classifies correctly."""
         return self.correct / self._examples
 
     @property
@@ -216,22 +216,22 @@ class Metrics:
 
     @property
     def member_accuracy(self) -> NDArray[np.float64]:
-        """(M,) share of examples each member gets right."""
+        """Share of examples that each member classifies correctly, (M,)."""
         return self.member_correct / self._examples
 
     @property
     def member_nll(self) -> NDArray[np.float64]:
-        """(M,) mean negative log-likelihood of each member, in nats."""
+        """Mean negative log-likelihood of each member, in nats, (M,)."""
         return self.member_nll_sum / self._examples
 
     @property
     def member_perplexity(self) -> NDArray[np.float64]:
-        """(M,) exponential of `member_nll`; infinite beyond the range of float64."""
+        """Exponential of `member_nll`, (M,); infinite beyond the range of float64."""
         return np.array([_exp(nll) for nll in self.member_nll])
 
     @property
     def disagreement_matrix(self) -> NDArray[np.float64]:
-        """(M, M) share of examples on which two members predict different classes; zero diagonal."""
+        """Share of examples on which two members predict different classes, (M, M), with zero diagonal."""
         return self.disagreements / self._examples
 
     @property
@@ -242,7 +242,7 @@ class Metrics:
 
     @property
     def disagreement_full_matrix(self) -> float:
-        """Mean over the full matrix, zero diagonal too: (M−1)/M of `disagreement`; as NeuroTrails' code."""
+        """Mean over the full matrix with its zero diagonal: (M−1)/M of `disagreement`; NeuroTrails' code."""
         return int(self.disagreements.sum()) / (self._examples * self.disagreements.size)
 
     def summary(self) -> dict[str, float]:
@@ -250,7 +250,7 @@ class Metrics:
         return {figure.name: getattr(self, figure.name) for figure in RECORDED}
 
     def pairs(self) -> dict[str, list[list[float]]]:
-        """Return the disagreement matrix as a history holds it: that of 2 to 16 members, else nothing.
+        """Return the disagreement matrix for a history; empty unless there are 2 to 16 members.
 
         Example:
             >>> Metrics.of(np.eye(3)[:2, None], np.zeros(1, int)).pairs()
@@ -261,7 +261,7 @@ class Metrics:
         return {"disagreement_matrix": self.disagreement_matrix.tolist()}
 
     def to_dict(self) -> dict[str, float | list[float]]:
-        """Give all metrics as numbers for JSON.
+        """Return all metrics as numbers for JSON.
 
         Raises:
             DataError: no examples.

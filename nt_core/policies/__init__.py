@@ -1,4 +1,4 @@
-"""Policies: pure functions that choose which connections of a weight are pruned and which are grown.
+"""Policies: pure functions that select the pruned and the grown connections of a weight.
 
 In go a weight's values, gradients, and mask, out comes a :class:`Swap`: a criterion scores positions one by
 one, and :func:`swap` composes two of them into a policy and does the counting, the selection with its tie

@@ -1,4 +1,4 @@
-"""What a policy sees, what it answers, and what a criterion is."""
+"""Input and output of policies, and the base class of criteria."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from nt_core.masks import Array, Draws
 from nt_core.values import Shape, Value
 
 Scorer = Callable[[slice], Array]
-"""Scores of the positions of any slice, with an explicit start, stop and step."""
+"""Function that returns the scores of any slice of positions, with an explicit start, stop and step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """What a policy sees of one weight. All arrays are flat, in C order, and only read.
+    """Values, gradients and mask of one weight, for a policy. Arrays are flat, in C order, and only read.
 
     Attributes:
         name: the weight's full name, which keys its random numbers.
         weights: (n,) floats.
-        gradients: (n,) floats, ∂L/∂w of every position, inactive ones too: reduced over ranks and
+        gradients: (n,) floats, ∂L/∂w of every position, also inactive positions: reduced over ranks and
             micro-batches, unscaled. None where no criterion reads them.
         active: (n,) bool.
         momentum: (n,) floats, the exponentially smoothed gradient of every position, of the criterion's
@@ -39,13 +39,13 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
-    """What an update changed in one weight.
+    """Pruned and grown connections of one weight in an update.
 
     Attributes:
-        pruned: ascending positions that were active and are no longer.
+        pruned: ascending positions that were active and are inactive now.
         grown: ascending positions that were inactive and are active now.
-        returned: how many were dropped and grown again at once: they keep value and optimiser state and
-            count as neither pruned nor grown.
+        returned: number of connections that were dropped and grown again at once. They keep value and
+            optimiser state, and count as neither pruned nor grown.
     """
 
     pruned: Array
@@ -54,9 +54,9 @@ class Swap:
 
 
 class Criterion(Value, ABC):
-    """Scores positions of a weight, elementwise; read over any slice, so it never sees a whole layer.
+    """Base class of criteria, which score the positions of a weight elementwise, one slice at a time.
 
-    To prune, the smallest scores go; to grow, the largest come. A criterion whose scores are not elementwise
+    The smallest scores are pruned; the largest scores are grown. A criterion whose scores are not elementwise
     overrides :meth:`scorer`.
 
     Attributes:
@@ -90,5 +90,5 @@ class Criterion(Value, ABC):
         """Return the scores of the positions in a slice, floats of the slice's length."""
 
     def scorer(self, layer: Layer, draws: Draws) -> Scorer:
-        """Return its scores as a function of a slice; what all slices share is worked out here, once."""
+        """Return the scores as a function of a slice; values common to all slices are computed here, once."""
         return lambda where: self(layer, where, draws)

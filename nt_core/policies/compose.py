@@ -1,4 +1,4 @@
-"""Compose two criteria into a policy: the counting, the selection with its tie rule, what changed."""
+"""Composition of two criteria into a policy: counting, selection with its tie rule, record of changes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from nt_core.masks import Array, Moment
 from nt_core.policies.base import Criterion, Layer, Scorer, Swap
 
 Policy = Callable[[Layer, int, Moment], Swap]
-"""(layer, count, moment) → what changes. Pure: the same arguments give the same swap."""
+"""(layer, count, moment) → swap. A policy is pure: the same arguments give the same swap."""
 
 
 def swap(prune: Criterion, grow: Criterion, *, regrow: bool = False) -> Policy:
     """Compose a policy that prunes ``count`` connections of a weight and grows as many.
 
     Args:
-        prune: the smallest scores among the active go.
-        grow: the largest scores among the inactive come.
-        regrow: whether those just pruned are among the candidates for growth.
+        prune: its smallest scores among active connections are pruned.
+        grow: its largest scores among inactive connections are grown.
+        regrow: whether connections just pruned are candidates for growth.
 
     Returns:
-        A policy. Where fewer positions are inactive than asked for, and the pruned may not return, it swaps
-        as many as there are.
+        A policy. Where fewer than ``count`` positions are inactive, and pruned connections may not
+        return, the policy swaps as many as there are inactive positions.
 
     Example:
         >>> import numpy as np
@@ -52,7 +52,7 @@ def swap(prune: Criterion, grow: Criterion, *, regrow: bool = False) -> Policy:
 
 
 def after(drop: Array, layer: Layer, grow: Criterion) -> Layer:
-    """Return what a growth criterion sees of a layer: the dropped are gone, if it reads the mask."""
+    """Return the layer for a growth criterion, without the dropped connections if it reads the mask."""
     if not grow.uses_mask:
         return layer
     active = layer.active | layer.active  # a copy in any array library
@@ -61,23 +61,23 @@ def after(drop: Array, layer: Layer, grow: Criterion) -> Layer:
 
 
 def scores(criterion: Criterion, layer: Layer, moment: Moment, purpose: str) -> Scorer:
-    """Return a criterion's scores of one layer as a function of a slice; negated to prune."""
+    """Return a criterion's scores of one layer as a function of a slice, negated for pruning."""
     score = criterion.scorer(layer, moment.draws(layer.name, purpose, from_start=criterion.from_start))
     return (lambda where: -score(where)) if purpose == "prune" else score
 
 
 def count_below_zero(criterion: Criterion, layer: Layer, moment: Moment) -> int:
-    """Count the active positions of a score below 0."""
+    """Count the active positions with a score below 0."""
     everywhere = slice(0, layer.active.shape[0], 1)
     negated = scores(criterion, layer, moment, "prune")(everywhere)
     return moment.arrays.count((negated > 0) & layer.active)
 
 
 def drop_positions(criterion: Criterion, layer: Layer, count: int, moment: Moment) -> Array:
-    """Choose the ``count`` active positions of smallest score, ascending.
+    """Select the ``count`` active positions of smallest score, ascending.
 
     Raises:
-        TopologyError: more are asked for than are active.
+        TopologyError: ``count`` exceeds the number of active positions.
     """
     arrays = moment.arrays
     negated = scores(criterion, layer, moment, "prune")
@@ -95,7 +95,7 @@ def drop_positions(criterion: Criterion, layer: Layer, count: int, moment: Momen
 
 
 def union(some: Array, others: Array, layer: Layer, moment: Moment) -> Array:
-    """Return the positions of both, ascending."""
+    """Return the union of two sets of positions, ascending."""
     flags = ~moment.arrays.ones(layer.active.shape[0])
     flags[some] = True
     flags[others] = True
@@ -103,7 +103,7 @@ def union(some: Array, others: Array, layer: Layer, moment: Moment) -> Array:
 
 
 def share_by_sign(count: int, positive: int, negative: int) -> int:
-    """Return how many of ``count`` the positive weights give up: their share, rounded half up.
+    """Return the number of positive weights among ``count`` pruned ones: their share, rounded half up.
 
     Example:
         >>> share_by_sign(3, positive=5, negative=5), share_by_sign(3, positive=1, negative=9)
@@ -116,9 +116,9 @@ def share_by_sign(count: int, positive: int, negative: int) -> int:
 
 
 def net_swap(layer: Layer, dropped: Array, found: Array, moment: Moment) -> Swap:
-    """Record a drop and a growth; what was dropped and found again did not change.
+    """Return the swap of a drop and a growth; positions that were dropped and found again do not change.
 
-    ``dropped`` are active positions and ``found`` inactive or just dropped ones, all ascending.
+    ``dropped`` are active positions, ``found`` are inactive or just dropped positions, all ascending.
     """
     again = layer.active[found]
     returned = moment.arrays.count(again)
@@ -130,10 +130,10 @@ def net_swap(layer: Layer, dropped: Array, found: Array, moment: Moment) -> Swap
 
 
 def expect_finite(layer: Layer, moment: Moment, *, gradients: bool) -> None:
-    """Check what a policy will read.
+    """Check that the values, gradients and momentum that a policy will read are finite.
 
     Raises:
-        NotFiniteError: a weight or gradient is NaN or infinite; names the weight, the step and the position.
+        NotFiniteError: a number is NaN or infinite; the message names the weight, the step and the position.
     """
     read = layer.gradients if gradients else None
     for what, array in (("value", layer.weights), ("gradient", read), ("momentum", layer.momentum)):

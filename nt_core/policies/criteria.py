@@ -1,4 +1,4 @@
-"""Criteria: who is pruned and who grows, each with its source."""
+"""Criteria of pruning and growth, each with its source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nt_core.values import by_kind, kinds_of
 
 
 class Magnitude(Criterion):
-    """|w|; LeCun et al. 1989, Han et al. 2015."""
+    """Magnitude |w|; LeCun et al. 1989, Han et al. 2015."""
 
     kind: Literal["magnitude"] = "magnitude"
 
@@ -25,7 +25,7 @@ class Magnitude(Criterion):
 class SignedMagnitude(Criterion):
     """SET: the smallest positive weights and the negative ones closest to zero (Mocanu et al. 2018, alg. 1).
 
-    Positive and negative weights give up the same share of theirs; zeros count as positive.
+    The same share of positive and of negative weights is pruned. Zeros count as positive.
     """
 
     kind: Literal["signed_magnitude"] = "signed_magnitude"
@@ -38,7 +38,8 @@ class SignedMagnitude(Criterion):
 class SoftMagnitude(Criterion):
     """Keep by sampling without replacement with probability ∝ |w|^temperature (Zhang et al. 2025, CHTs, §3).
 
-    Exactly Gumbel top-k on temperature·log|w|; no multinomial call, which fails beyond 2^24 entries.
+    The sampling is exactly Gumbel top-k on temperature·log|w|, because a multinomial call fails beyond 2^24
+    entries.
     """
 
     kind: Literal["soft_magnitude"] = "soft_magnitude"
@@ -54,7 +55,7 @@ class SoftMagnitude(Criterion):
 
 
 class Gradient(Criterion):
-    """|∂L/∂w|; Evci et al. 2020 (RigL), §3."""
+    """Gradient magnitude |∂L/∂w|; Evci et al. 2020 (RigL), §3."""
 
     kind: Literal["gradient"] = "gradient"
     uses_gradient: ClassVar[bool] = True
@@ -65,7 +66,7 @@ class Gradient(Criterion):
 
 
 class MagnitudeAndGradient(Criterion):
-    """|w| + λ·|∂L/∂w|; Yuan et al. 2021 (MEST), §3."""
+    """Weighted sum |w| + λ·|∂L/∂w|; Yuan et al. 2021 (MEST), §3."""
 
     kind: Literal["magnitude_and_gradient"] = "magnitude_and_gradient"
     uses_gradient: ClassVar[bool] = True
@@ -78,7 +79,7 @@ class MagnitudeAndGradient(Criterion):
 
 
 class AtRandom(Criterion):
-    """Uniformly at random, by position."""
+    """Uniformly random scores, by position."""
 
     kind: Literal["random"] = "random"
     uses_random: ClassVar[bool] = True
@@ -88,10 +89,10 @@ class AtRandom(Criterion):
 
 
 class SignFlip(Criterion):
-    """Deep R: connections whose weight has left the sign it was given go (Bellec et al. 2018, alg. 1).
+    """Deep R: prune connections whose weight has changed its sign (Bellec et al. 2018, alg. 1).
 
-    Each position, connected or not, has one sign for the whole training: that of its initial draw. The score
-    is sign·w; below 0 the connection is dropped.
+    Each position, active or not, has one sign for the whole training, the sign of its initial draw. The score
+    is sign·w; connections of scores below 0 are pruned.
     """
 
     kind: Literal["sign_flip"] = "sign_flip"
@@ -104,10 +105,10 @@ class SignFlip(Criterion):
 
 
 class Momentum(Criterion):
-    """|exponentially smoothed ∂L/∂w|; Dettmers & Zettlemoyer 2019 (SNFS), §3.
+    """Magnitude of the exponentially smoothed ∂L/∂w; Dettmers & Zettlemoyer 2019 (SNFS), §3.
 
     Attributes:
-        beta: the smoothing: m ← beta·m + (1 − beta)·∂L/∂w at every optimiser step, from 0.
+        beta: of the smoothing: m ← beta·m + (1 − beta)·∂L/∂w at every optimiser step, from 0.
     """
 
     kind: Literal["momentum"] = "momentum"
@@ -126,12 +127,12 @@ class Momentum(Criterion):
 class CannistraciHebb(Criterion):
     """Links that the mask's own paths of length 3 make likely, without a gradient (Zhang et al. 2024, CHT).
 
-    Positions that no path reaches come after all others, in random order.
+    Positions that no path reaches rank below all others, in random order.
 
     Attributes:
-        rule: how paths are scored, see :data:`nt_core.masks.Rule`; CHT: ``ch3_l3``, CHTs: ``ch2_l3n``.
+        rule: score of paths, see :data:`nt_core.masks.Rule`; CHT: ``ch3_l3``, CHTs: ``ch2_l3n``.
         soft: whether positions are sampled without replacement with probability ∝ score (Zhang et al. 2025,
-            CHTs, §3), instead of the largest taken.
+            CHTs, §3), instead of taken by largest score.
     """
 
     kind: Literal["cannistraci_hebb"] = "cannistraci_hebb"
@@ -159,7 +160,7 @@ class CannistraciHebb(Criterion):
 
 
 UNREACHED = 1e6
-"""Taken off the score of positions that no path reaches: more than any logarithm with Gumbel noise."""
+"""Subtracted from the score of positions that no path reaches; exceeds any logarithm with Gumbel noise."""
 
 _Prunes = Annotated[
     Magnitude | SignedMagnitude | SoftMagnitude | MagnitudeAndGradient | SignFlip | AtRandom,

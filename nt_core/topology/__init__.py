@@ -1,4 +1,4 @@
-"""Topologies: which connections are active, from what is declared to each update while training runs.
+"""Topologies: the active connections, from their declaration to each update during training.
 
 In go a declared topology, a layout of weights, and what a backend read of them; out come whole numbers for
 each weight, initial values and masks, and swaps of connections. This room imports ``graph``, ``masks``,

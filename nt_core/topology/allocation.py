@@ -1,8 +1,8 @@
-"""Allocation: how many elements of each weight are active. Counts are integers and add up exactly.
+"""Allocation: the number of active elements of each weight. Counts are integers and add up exactly.
 
 The budget is global over backbone and all heads. Every rule gives each weight a propensity p and integer
-bounds; counts are min(upper, max(lower, ε·p·size)) with the one ε that meets the budget (water-filling), and
-what is left by rounding down goes to the largest remainders. Nothing of a weight's size is ever allocated.
+bounds. Counts are min(upper, max(lower, ε·p·size)) with the one ε that meets the budget (water-filling). The
+rest from rounding down is given to the largest remainders. No array of a weight's size is ever made.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MOST: Final = 2**50
 """The largest total that is divided exactly in double precision."""
 
 GROUPS: Final = ("@first", "@last", "@attention")
-"""Names for kernels by their place: the network's first, its classifiers, those next to an attention op."""
+"""Names for kernels by place: the network's first kernels, its classifiers', those next to attention ops."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one weight may get: a propensity per element, and the fewest and most active elements."""
+    """Bounds of one weight: a propensity per element, and the fewest and most active elements."""
 
     propensity: float
     lower: int
@@ -41,7 +41,7 @@ class Bounds:
 
 
 class Allocation(Value, ABC):
-    """A rule that divides the budget.
+    """Base class of rules that divide the budget.
 
     Attributes:
         dense: kernels that stay dense: patterns over weight names (``"*/classifier/*"``) or ``"@first"``,
@@ -55,20 +55,20 @@ class Allocation(Value, ABC):
 
     @abstractmethod
     def propensity(self, shape: Shape) -> float:
-        """Return the density a weight of this shape asks for, up to one factor common to all."""
+        """Return the density for a weight of this shape, up to one factor common to all weights."""
 
     def bounds(self, placed: PlacedWeight, layout: Layout, density: float) -> Bounds:
         """Return the propensity and limits of one weight at a global density."""
         return Bounds(self.propensity(placed.weight.shape), 0, placed.weight.size)
 
     def divide(self, bounds: Mapping[str, Bounds], slope: Sequence[float], budget: int) -> list[int]:
-        """Return counts within bounds that add up to a budget; ``slope`` is what each asks for."""
+        """Return counts within bounds that add up to a budget, in proportion to ``slope``."""
         lower, upper = [b.lower for b in bounds.values()], [b.upper for b in bounds.values()]
         return share_out(slope, lower=lower, upper=upper, budget=budget)
 
 
 class Uniform(Allocation):
-    """Every weight has the same density."""
+    """The same density for every weight."""
 
     kind: Literal["uniform"] = "uniform"
 
@@ -77,7 +77,7 @@ class Uniform(Allocation):
 
 
 class UniformPlus(Uniform):
-    """Uniform, but the first layer dense and the last at least 20 % dense (Gale et al. 2019, §5)."""
+    """Uniform, with a dense first layer and a last layer of density at least 0.2 (Gale et al. 2019, §5)."""
 
     kind: Literal["uniform_plus"] = "uniform_plus"  # type: ignore[assignment]
     dense: tuple[str, ...] = ("@first",)
@@ -107,7 +107,7 @@ class ERK(Allocation):
 
 
 class ERKPlus(ERK):
-    """ERK, but the last layer has a density of its own (Liu et al. 2022, "The Unreasonable…", §3)."""
+    """ERK with a separate density of the last layer (Liu et al. 2022, "The Unreasonable…", §3)."""
 
     kind: Literal["erk_plus"] = "erk_plus"  # type: ignore[assignment]
     last_density: Fraction = 1.0
@@ -121,7 +121,7 @@ class ERKPlus(ERK):
 
 
 class Explicit(Allocation):
-    """Densities by name; weights that no pattern names share the rest of the budget evenly.
+    """Densities by name; weights without a matching pattern share the rest of the budget evenly.
 
     Attributes:
         densities: pattern over weight names → density; the first pattern that matches counts.
@@ -142,9 +142,9 @@ class Explicit(Allocation):
 
 
 class RandomGlobal(Allocation):
-    """All positions of all weights are equally likely, as if one mask were drawn over the whole network.
+    """Equal probability for all positions of all weights, as if one mask were drawn over the whole network.
 
-    So counts are random and follow the multivariate hypergeometric distribution; their total is exact.
+    Counts are therefore random, with a multivariate hypergeometric distribution. Their total is exact.
 
     Attributes:
         seed: keys the counts; the same seed gives the same counts.
@@ -172,17 +172,17 @@ _Rules = Annotated[
     Uniform | UniformPlus | ER | ERK | ERKPlus | Explicit | RandomGlobal, Field(discriminator="kind")
 ]
 AnyAllocation = Annotated[_Rules, BeforeValidator(by_kind, json_schema_input_type=str | _Rules)]
-"""Any rule; in a file also just its name, ``erk``."""
+"""Any rule; in a file also its name alone, ``erk``."""
 
 
 def allocate(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str, int]:
-    """Give each sparsifiable weight its number of active elements.
+    """Return the number of active elements of each sparsifiable weight.
 
     Args:
         layout: backbone and heads.
-        rule: how the budget is divided.
-        sparsity: 1 − active / size over all sparsifiable weights, each head's counted; with
-            ``dense_budget="outside"`` over those that are not forced dense.
+        rule: divides the budget.
+        sparsity: 1 − active / size over all sparsifiable weights, counted in each head; with
+            ``dense_budget="outside"`` over the weights that are not forced dense.
 
     Returns:
         Name → count; the counts add up to round((1 − sparsity)·size) exactly.
@@ -227,12 +227,12 @@ def allocated(layout: Layout, rule: Allocation, sparsity: float) -> Mapping[str,
 
 
 def is_last(placed: PlacedWeight) -> bool:
-    """Tell whether a weight stands in the classifier."""
+    """Return whether a weight belongs to the classifier."""
     return placed.block.kind == "classifier"
 
 
 def dense_names(patterns: Sequence[str], layout: Layout) -> frozenset[str]:
-    """Return the names of the kernels that patterns and groups mean.
+    """Return the names of the kernels that match patterns or belong to groups.
 
     Raises:
         AllocationError: a pattern matches nothing, or a group is unknown.
@@ -262,7 +262,7 @@ def _group(group: str, layout: Layout) -> set[str]:
 
 
 def _beside_attention(layout: Layout) -> set[tuple[str, str]]:
-    """Find the linear maps that feed an attention op or read what it gives."""
+    """Find the linear maps that feed an attention op or read its output."""
     where = {f"{block.name}/{node.name}": (block.name, node) for block, node in layout.graph.nodes()}
     found = set()
     for block, node in layout.graph.nodes():
@@ -302,7 +302,7 @@ def _divide(
 
 
 def _sparsity(count: int, size: int) -> str:
-    """Write the sparsity that leaves exactly ``count`` elements, with no more digits than that takes."""
+    """Write the sparsity that leaves exactly ``count`` elements, with as few digits as possible."""
     exact = 1 - max(count, 0.25) / size  # a sparsity is below 1, also where nothing is left
     return next(
         text

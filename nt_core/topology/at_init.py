@@ -1,4 +1,4 @@
-"""Pruning at initialisation, as it is declared: static masks that one batch of training data decides."""
+"""Declaration of pruning at initialisation: static masks selected by one batch of training data."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Snip(Value):
 class Grasp(Value):
     """Keep the weights whose removal lowers the gradient's norm most: w·(H·∂L/∂w) (Wang et al. 2020, §4).
 
-    The paper's score of a removal, −w·(H·g), is half of what the squared norm of the gradient g would rise
-    by, to first order; the highest go first. The sign counts.
+    The paper's score of a removal, −w·(H·g), is half of the first-order increase of the squared norm of the
+    gradient g. Weights of the highest score are pruned first. The sign matters.
 
     Attributes:
-        temperature: what logits are divided by before the loss.
+        temperature: divisor of the logits before the loss.
     """
 
     kind: Literal["grasp"] = "grasp"
@@ -35,7 +35,7 @@ class Grasp(Value):
 
 _Saliencies = Annotated[Snip | Grasp, Field(discriminator="kind")]
 AnySaliency = Annotated[_Saliencies, BeforeValidator(by_kind, json_schema_input_type=str | _Saliencies)]
-"""Any criterion; in a file also just its name, ``snip``."""
+"""Any criterion; in a file also its name alone, ``snip``."""
 
 
 class PruneAtInit(SparseTopology):
@@ -43,10 +43,10 @@ class PruneAtInit(SparseTopology):
 
     Attributes:
         sparsity: 1 − active / size over all sparsifiable weights.
-        criterion: which weights are kept.
+        criterion: score of the weights to keep.
         scope: ``global`` ranks all weights together; ``layer`` keeps each weight's allocated count.
-        allocation: how the active connections are divided, where ``scope`` is ``layer``.
-        examples: how many of the training data the batch has: the first, in the order of the first epoch.
+        allocation: division of the active connections among weights, where ``scope`` is ``layer``.
+        examples: number of training examples in the batch: the first, in the order of the first epoch.
     """
 
     kind: Literal["prune_at_init"] = "prune_at_init"

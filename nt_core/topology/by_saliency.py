@@ -1,4 +1,4 @@
-"""Pruning at initialisation: the masks that one batch's gradients choose. Backends give the gradients."""
+"""Pruning at initialisation: selection of masks by one batch's gradients, which backends compute."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 def saliency(criterion: Snip | Grasp, values: NDArray[Any], gradients: NDArray[Any]) -> NDArray[Any]:
-    """Score each element of a weight; the largest are kept.
+    """Score each element of a weight; the largest scores are kept.
 
     Args:
-        criterion: which score.
+        criterion: of the score.
         values: of the dense weight.
-        gradients: of its shape. For SNIP ∂L/∂w; for GraSP H·g, the Hessian times the gradient g.
+        gradients: of the weight's shape: for SNIP ∂L/∂w; for GraSP H·g, the Hessian times the gradient g.
 
     Example:
         >>> weights, gradients = np.array([1.0, -2.0]), np.array([3.0, 2.0])
@@ -39,19 +39,19 @@ def saliency(criterion: Snip | Grasp, values: NDArray[Any], gradients: NDArray[A
 def saliency_masks(
     topology: PruneAtInit, layout: Layout, values: Arrays, gradients: Arrays
 ) -> Mapping[str, Mask]:
-    """Choose the masks of pruning at initialisation; exactly the requested total, lowest positions on ties.
+    """Select the masks of pruning at initialisation, exactly the requested total, lowest positions on ties.
 
     Args:
-        topology: says how many, by what, and who competes with whom.
-        layout: what it lies on.
+        topology: gives sparsity, criterion and scope.
+        layout: of the ensemble.
         values: full name → dense array, for each sparsifiable weight at least.
-        gradients: the same, of what :func:`saliency` reads.
+        gradients: full name → gradients for :func:`saliency`, for the same weights.
 
     Raises:
         TopologyError: a weight has no gradient, or a score is NaN.
 
     Warns:
-        UserWarning: a weight is left without any connection, which global competition may do.
+        UserWarning: a weight is left without any connection, which the global scope permits.
 
     Example:
         >>> import nt_models
@@ -74,7 +74,7 @@ def saliency_masks(
 
 
 def masks_of_parts(layout: Layout, masks: Mapping[str, Mask], seed: int) -> Iterator[tuple[str, Mask]]:
-    """Return the masks of a layout's weights, those of the single network divided where it divides them.
+    """Return the masks of a layout's weights; a divided layout divides the single network's masks.
 
     Args:
         layout: of the model.
@@ -89,11 +89,11 @@ def expect_prunable(topology: DeclaredTopology, examples: int) -> PruneAtInit:
 
     Args:
         topology: of the model.
-        examples: how many there are to choose by.
+        examples: number of examples in the batch.
 
     Raises:
-        TopologyError: the topology is another.
-        DataError: there is no example.
+        TopologyError: the topology is not ``PruneAtInit``.
+        DataError: the batch is empty.
     """
     if not isinstance(topology, PruneAtInit):
         raise TopologyError(
@@ -111,11 +111,11 @@ def expect_chosen(topology: DeclaredTopology, layout: Layout, active: int) -> No
 
     Args:
         topology: of the model.
-        layout: what it lies on.
-        active: how many connections it has.
+        layout: of the model.
+        active: number of the model's active connections.
 
     Raises:
-        TopologyError: saying what to call.
+        TopologyError: the masks are not selected yet; the message names the function to call.
     """
     if topology.examples_needed and active != (wanted := sum(topology.final_counts(layout).values())):
         raise TopologyError(

@@ -1,4 +1,4 @@
-"""How much of a network dynamic sparse training has explored, and how alike the heads' masks are."""
+"""Exploration rate of dynamic sparse training, and overlap of the heads' masks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bits: TypeAlias = NDArray[np.uint8]
-"""A mask, eight positions to a byte, in C order; the last byte is filled up with zeros."""
+"""A mask, eight positions to a byte, in C order; the last byte is padded with zeros."""
 
 _ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 
@@ -41,24 +41,24 @@ def count_bits(bits: Bits) -> int:
 
 
 def seen_with(seen: Mapping[str, Bits], masks: Mapping[str, Bits]) -> dict[str, Bits]:
-    """Add masks to the union of all before; a weight not seen before begins with its mask.
+    """Add masks to the union of all earlier masks; the union of a new weight begins with its mask.
 
-    ITOP's exploration rate R_s is the size of that union over all positions (Liu et al. 2021, §3.2).
+    ITOP's exploration rate R_s is the size of this union / number of all positions (Liu et al. 2021, §3.2).
     """
     return {name: bits | seen[name] if name in seen else bits for name, bits in masks.items()}
 
 
 def head_overlap(masks: Mapping[str, Bits]) -> float | None:
-    """Return how alike the heads' masks are: the mean over pairs of heads of |A ∩ B| / |A ∪ B|.
+    """Return the overlap of the heads' masks: the mean over pairs of heads of |A ∩ B| / |A ∪ B|.
 
-    A and B are the connections of two heads, over all weights that both have. Two heads without a connection
-    are alike.
+    A and B are the connections of two heads, over all weights that both have. The overlap of two heads
+    without any connection is 1.
 
     Args:
-        masks: by full name, ``"head2/block/op.weight"``; those of the backbone play no part.
+        masks: by full name, ``"head2/block/op.weight"``; masks of the backbone are ignored.
 
     Returns:
-        Between 0 and 1; None with fewer than two heads, or where they share no name.
+        Between 0 and 1; None with fewer than two heads, or where heads have no name in common.
 
     Example:
         >>> a, b = pack(np.array([1, 1, 0, 0])), pack(np.array([0, 1, 1, 0]))

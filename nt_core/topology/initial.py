@@ -25,13 +25,13 @@ def initial_values(
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Draw every array of an ensemble, one after another; dense, without masks.
 
-    Heads start from different values because their names differ; pieces of one weight start as it does.
-    Scales and running variances are 1, biases and running means 0.
+    Heads start from different values because their names differ. Pieces of one weight start from that
+    weight's values. Scales and running variances are 1, biases and running means 0.
 
     Args:
-        layout: what there is to draw.
-        seed: keys all of it.
-        into: gives the array that a weight's values are written into, of its shape; None: a new one each.
+        layout: of the ensemble.
+        seed: keys all values.
+        into: returns the array of a weight's shape into which its values are written; None: new arrays.
 
     Yields:
         (full name, float32 array of the weight's shape).
@@ -56,7 +56,7 @@ def draw(weight: Weight, stream: Stream, positions: slice | NDArray[np.integer[A
 
     Args:
         weight: declares the distribution.
-        stream: the randomness.
+        stream: the random numbers.
         positions: (n,) flat positions, or a slice of them.
 
     Returns:
@@ -78,7 +78,7 @@ def draw(weight: Weight, stream: Stream, positions: slice | NDArray[np.integer[A
 
 
 def _fill(flat: NDArray[np.float32], weight: Weight, stream: Stream) -> None:
-    """Draw part by part: float64 draws of a whole weight would be twice its size."""
+    """Draw part by part, because float64 draws of a whole weight would take twice its size."""
     for start in range(0, flat.size, PART):
         flat[start : start + PART] = draw(weight, stream, slice(start, min(start + PART, flat.size), 1))
 
@@ -109,13 +109,13 @@ def initial_masks(topology: DeclaredTopology, layout: Layout, seed: int) -> Iter
 def magnitude_masks(
     topology: DeclaredTopology, layout: Layout, values: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[str, Mask]]:
-    """Choose the masks that keep the largest values of trained weights, as many as each is allocated.
+    """Select the masks that keep the largest magnitudes of trained weights, with the allocated counts.
 
     Of equal magnitudes the lowest positions are kept. Equal weights of two heads get equal masks.
 
     Args:
-        topology: says how many.
-        layout: what it lies on.
+        topology: gives the counts.
+        layout: of the ensemble.
         values: full name → array, for each sparsifiable weight at least.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Schedules: how large a share of a layer's connections an update replaces, and how sparse pruning is by now.
+"""Schedules of the drop fraction of updates, and of the sparsity of gradual pruning.
 
-All are pure functions of the step, so a resumed run needs no state to continue them.
+All schedules are pure functions of the step, so a resumed run needs no state of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def constant(start: float, step: int, end_step: int) -> float:
         end_step: the first step without updates.
 
     Returns:
-        The drop fraction at ``step``; 0 from ``end_step`` on, for there updates stop.
+        The drop fraction at ``step``; 0 from ``end_step`` on, because updates stop there.
 
     Example:
         >>> [constant(0.3, step, 100) for step in (0, 99, 100)]

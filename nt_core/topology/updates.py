@@ -1,4 +1,4 @@
-"""The topology update: which connections of which weights change after this step."""
+"""The topology update: selection of the pruned and grown connections of all weights after a step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nt_core.topology.exploration import Bits, count_bits, head_overlap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one topology update did.
+    """Result of one topology update.
 
     Attributes:
-        step: optimiser steps taken before it.
-        pruned: connections removed, by weight.
-        grown: connections added, by weight.
-        active: connections now, by weight.
-        explored: positions that were ever active, by weight.
-        sizes: positions there are, by weight.
+        step: number of optimiser steps taken before the update.
+        pruned: number of pruned connections, by weight.
+        grown: number of grown connections, by weight.
+        active: number of connections after the update, by weight.
+        explored: number of positions that were ever active, by weight.
+        sizes: number of positions, by weight.
         head_overlap: mean over pairs of heads of |A ∩ B| / |A ∪ B|; None with fewer than two heads.
     """
 
@@ -44,13 +44,13 @@ class Update:
         masks: Mapping[str, Bits],
         seen: Mapping[str, Bits],
     ) -> Update:
-        """Count what was swapped.
+        """Count the connections of some swaps.
 
         Args:
-            step: optimiser steps taken.
-            swaps: what changed.
-            sizes: positions of each weight.
-            masks: as they are now, packed.
+            step: number of optimiser steps taken.
+            swaps: of the update, by weight.
+            sizes: number of positions of each weight.
+            masks: after the update, packed.
             seen: all masks so far, packed; from :func:`nt_core.topology.seen_with`.
         """
         return cls(
@@ -70,7 +70,7 @@ class Update:
         return sum(self.explored.values()) / size if size else 1.0
 
     def to_event(self) -> dict[str, Any]:
-        """Return its totals, as a trainer reports them; ``head_overlap`` only where there are two heads.
+        """Return the totals as a trainer's event; ``head_overlap`` only where there are two heads.
 
         Example:
             >>> Update(step=100, pruned={"a": 2, "b": 1}, grown={"a": 2, "b": 1}, active={"a": 5},
@@ -93,7 +93,7 @@ def update(
     policy: Policy | None = None,
     fraction: float | None = None,
 ) -> Mapping[str, Swap]:
-    """Choose what one topology update changes. Nothing passed in is written to.
+    """Select the pruned and grown connections of one topology update, without changing any argument.
 
     Args:
         topology: the declaration.
@@ -103,15 +103,15 @@ def update(
         targets: the final count of each weight, from ``topology.final_counts(layout)``.
         policy: a policy of one's own instead of the topology's prune and grow; it sees one weight at a time,
             so it needs a ``Dynamic`` topology with ``scope="layer"``.
-        fraction: the drop fraction of an escape; None: what the topology's schedule says.
+        fraction: the drop fraction of an escape; None: that of the topology's schedule.
 
     Returns:
-        What changes in each weight. Of each weight (``scope="layer"``, ``"momentum"``), or of all together
+        Swap of each weight. Of each weight (``scope="layer"``, ``"momentum"``), or of all together
         (``global``), ⌊fraction·active⌋ connections are replaced; fewer where a criterion marks fewer.
 
     Raises:
-        TopologyError: something that is read is not finite, then no weight has a swap; or a policy is given
-            that could not be used.
+        TopologyError: a value that is read is not finite, and no weight has a swap; or a policy is given
+            that cannot be used.
     """
     if policy is not None and not topology.takes_policy:
         raise TopologyError(

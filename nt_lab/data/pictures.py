@@ -57,7 +57,7 @@ def open_picture(
             raise DataError(
                 f"{where}: cannot be decoded: expected an image ({', '.join(FORMATS)}); remove or replace it"
             ) from None
-        except Exception as error:  # decoders of broken files raise whatever they stumble over
+        except Exception as error:  # decoders of broken files raise errors of any kind
             raise DataError(f"{where}: cannot be decoded: {error}; remove or replace it") from None
 
 

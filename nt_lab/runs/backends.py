@@ -145,7 +145,7 @@ def _default() -> str:
         if all(map(installed, needs.packages)):
             return name
     for name in filter(installed, BACKENDS):
-        return name  # in part: the error will say what is missing
+        return name  # installed in part: the error will name the missing package
     raise NeuroTrailsError(
         "backend: expected torch or keras, found neither; pip install 'neurotrails[torch]', "
         "'neurotrails[tensorflow]' or 'neurotrails[jax]'"

@@ -24,7 +24,7 @@ def convolve(
     (top, bottom), (left, right) = op.padding
     if is_strided_pointwise(op):
         # On CPUs PyTorch's own gradient writes past its memory where images are channels last and channels
-        # few; this reads what it needs, and no more.
+        # few; a convolution of the subsampled image does not.
         return conv2d(x[:, :, :: op.stride[0], :: op.stride[1]], weight, bias, groups=groups)
     if top != bottom or left != right:
         return conv2d(pad(x, (left, right, top, bottom)), weight, bias, op.stride, groups=groups)

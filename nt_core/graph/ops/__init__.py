@@ -1,8 +1,8 @@
-"""Ops: the closed, small set of things a network is written in.
+"""Ops: the closed, small set of operations of which networks are composed.
 
-An op knows its output shape, its weights and its multiply-adds; :mod:`nt_core.reference` holds what it
-computes. Layouts are canonical: images are (channels, height, width), sequences (length, features),
-convolution weights (out, in, kernel height, kernel width), linear weights (out, in). Shapes never carry the
+An op knows its output shape, its weights and its multiply-adds. :mod:`nt_core.reference` defines its
+computation. Layouts are canonical: images are (channels, height, width), sequences (length, features),
+convolution weights (out, in, kernel height, kernel width), linear weights (out, in). Shapes never contain the
 batch axis. Paddings are explicit pairs.
 """
 
@@ -46,7 +46,7 @@ AnyOp = Annotated[
     Field(discriminator="kind"),
 ]
 OPS: tuple[type[Op], ...] = get_args(get_args(AnyOp)[0])
-"""Every op there is; each backend's table of lowerings has exactly these keys."""
+"""All ops; each backend's table of lowerings has exactly these keys."""
 
 __all__ = [
     "OPS",

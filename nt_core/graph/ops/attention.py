@@ -1,4 +1,4 @@
-"""Attention."""
+"""The op of attention."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nt_core.values import Count, Shape
 class Attention(Op):
     """Scaled dot-product attention (Vaswani et al. 2017, §3.2) of projected queries, keys and values.
 
-    Inputs: queries (T, heads·d), keys and values (T, kv_heads·d); output (T, heads·d). Fewer ``kv_heads``
-    than ``heads`` share each key/value head among heads/kv_heads query heads (Ainslie et al. 2023).
-    ``rotary_base`` turns queries and keys by rotary positions (Su et al. 2021) in the half-split layout:
-    component i is paired with i + d/2.
+    Inputs: queries (T, heads·d), keys and values (T, kv_heads·d); output (T, heads·d). With fewer
+    ``kv_heads`` than ``heads``, each key/value head is shared by heads/kv_heads query heads (Ainslie et al.
+    2023). ``rotary_base`` rotates queries and keys by rotary positions (Su et al. 2021) in the half-split
+    layout: component i is paired with i + d/2.
     """
 
     kind: Literal["attention"] = "attention"

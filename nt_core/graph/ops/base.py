@@ -1,4 +1,4 @@
-"""What every op is, and what ops expect of shapes."""
+"""Base class of ops, and checks of shapes."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Op(Value, ABC):
 
     @abstractmethod
     def output_shape(self, *inputs: Shape) -> Shape:
-        """Return the shape that comes out of these shapes.
+        """Return the output shape for some input shapes.
 
         Raises:
-            GraphError: an input does not fit; the message says what was expected and found.
+            GraphError: an input does not fit; the message gives the expected and the found shape.
         """
 
     def weights(self) -> tuple[Weight, ...]:
-        """Return the arrays this op owns."""
+        """Return the arrays that the op owns."""
         return ()
 
     def for_members(self, members: int, spread: Spread, *, own_norms: bool) -> Self:
@@ -62,22 +62,22 @@ class Op(Value, ABC):
         return self
 
     def positions(self, *inputs: Shape) -> int:
-        """Return how often each kernel element is used for one example: the output's positions."""
+        """Return the number of uses of each kernel element for one example: the output's positions."""
         return 0
 
     def product_multiply_adds(self, *inputs: Shape) -> int:
-        """Return the multiply-adds among activations, which no mask can save (attention's own)."""
+        """Return the multiply-adds among activations (of attention), which masks do not save."""
         return 0
 
 
 class Factors(Value):
-    """Each member's own scales of a kernel that members share (BatchEnsemble, Wen et al. 2020, §3.1).
+    """Scales of each member on a kernel that members share (BatchEnsemble, Wen et al. 2020, §3.1).
 
     y_m = ((x_m ∘ r_m)·Wᵀ) ∘ s_m + b_m. The batch is member-major: its first 1/M belongs to member 1.
 
     Attributes:
         members: M.
-        spread: how r and s are drawn: ``normal``: N(1, 0.5²); ``signs``: ±1 with even chances.
+        spread: distribution of r and s: ``normal``: N(1, 0.5²); ``signs``: ±1 with even chances.
     """
 
     members: Members
@@ -126,34 +126,34 @@ class SharedOp(Op, ABC):
 
 
 def expect_image(shape: Shape, channels: int | None = None) -> None:
-    """Raise unless a shape is (channels, height, width)."""
+    """Check that a shape is (channels, height, width)."""
     if len(shape) != 3 or (channels is not None and shape[0] != channels):
         wanted = "channels" if channels is None else channels
         raise GraphError(f"expected an image ({wanted}, height, width), found shape {shape}")
 
 
 def expect_sequence(shape: Shape) -> tuple[int, int]:
-    """Raise unless a shape is (length, features); return it."""
+    """Check that a shape is (length, features), and return it."""
     if len(shape) != 2:
         raise GraphError(f"expected a sequence (length, features), found shape {shape}")
     return shape[0], shape[1]
 
 
 def expect_features(shape: Shape, features: int) -> None:
-    """Raise unless the last axis of a shape has so many features."""
+    """Check that the last axis of a shape has ``features`` elements."""
     if not shape or shape[-1] != features:
         raise GraphError(f"expected {features} features on the last axis, found shape {shape}")
 
 
 def expect_same(shapes: tuple[Shape, ...] | list[Shape]) -> Shape:
-    """Raise unless all shapes are equal; return that shape."""
+    """Check that all shapes are equal, and return that shape."""
     if len(set(shapes)) != 1:
         raise GraphError(f"expected equal shapes, found {' and '.join(map(str, shapes))}")
     return shapes[0]
 
 
 def windows(shape: Shape, kernel: Pair, stride: Pair, padding: Padding) -> tuple[int, int]:
-    """Return how many windows fit along height and width."""
+    """Return the number of windows along height and width."""
     sizes = [
         (size + sum(pads) - k) // s + 1
         for size, k, s, pads in zip(shape[1:], kernel, stride, padding, strict=True)

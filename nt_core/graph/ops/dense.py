@@ -1,4 +1,4 @@
-"""Ops that multiply a matrix or look its rows up."""
+"""Linear maps and embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ops that work element by element, and those that only join or rearrange."""
+"""Elementwise ops, and ops that only join or rearrange elements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nt_core.values import Shape
 
 
 class Activation(Op):
-    """An elementwise function; ``gelu`` is the exact one, with erf."""
+    """An elementwise function; ``gelu`` is the exact function, with erf."""
 
     kind: Literal["activation"] = "activation"
     function: Literal["relu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
@@ -67,7 +67,7 @@ class Concat(Op):
 
 
 class Flatten(Op):
-    """All axes in one, in C order. (C, H, W) → (C·H·W,)."""
+    """Join all axes into one, in C order. (C, H, W) → (C·H·W,)."""
 
     kind: Literal["flatten"] = "flatten"
 

@@ -16,8 +16,9 @@ class BatchNorm(MemberNorm):
     """Normalise each channel over batch and positions (Ioffe & Szegedy 2015). (C, …) → (C, …).
 
     ``momentum`` is the weight of the new batch: running = (1 − momentum)·running + momentum·batch, with the
-    unbiased variance of the batch, as PyTorch has it. With ``members``, each has its own statistics, scales
-    and shifts for its rows of a member-major batch; the other normalisations have scales and shifts so.
+    unbiased variance of the batch, as in PyTorch. With ``members``, each member has its own statistics,
+    scales and shifts for its rows of a member-major batch. In the other normalisations, each member has its
+    own scales and shifts.
     """
 
     kind: Literal["batch_norm"] = "batch_norm"

@@ -1,4 +1,4 @@
-"""Ops on sequences of vectors: what makes one of an image, and what transformers add to one."""
+"""Ops on sequences of vectors: conversion of images, class tokens, positions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Positions(SharedOp):
 
 
 class TakeToken(Op):
-    """The vector at one place of a sequence; 0 is where :class:`ClassToken` puts its own. (T, D) → (D,)."""
+    """Vector at one position of a sequence; 0 is the position of :class:`ClassToken`. (T, D) → (D,)."""
 
     kind: Literal["take_token"] = "take_token"
     index: NotNegative = 0
