@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 
 
@@ -30,6 +31,11 @@ def test_links_resolve(document: Path) -> None:
         assert path.exists(), f"{link}: no such file"
         if anchor:
             assert anchor in anchors(path.read_text(encoding="utf-8")), f"{link}: no such heading"
+
+
+def test_images_exist(document: Path) -> None:
+    for link in IMAGE.findall(without_code(document.read_text(encoding="utf-8"))):
+        assert (document.parent / link).is_file(), f"{link}: no such picture"
 
 
 def test_every_page_can_be_reached_from_the_index(root: Path) -> None:
