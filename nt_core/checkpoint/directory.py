@@ -36,6 +36,7 @@ KEYS: Final = {"spec": dict, "masked": list, "tensors_sha256": str, "record": di
 """Keys of a configuration and their types, besides its format and its own checksum."""
 
 Values = Mapping[str, NDArray[Any]]
+"""Arrays by the full names of their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

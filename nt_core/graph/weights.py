@@ -10,7 +10,10 @@ from nt_core.values import Shape
 
 Init = Literal["he_normal", "lecun_uniform", "normal_002"]
 Role = Literal["kernel", "bias", "scale", "factor", "table", "running"]
+"""The part that an array plays in its op."""
+
 Spread = Literal["normal", "signs"]
+"""Distribution of the factors of a BatchEnsemble: N(1, 0.5²), or ±1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,9 @@ class SoftMagnitude(Criterion):
 
     The sampling is exactly Gumbel top-k on temperature·log|w|, because a multinomial call fails beyond 2^24
     entries.
+
+    Attributes:
+        temperature: the exponent.
     """
 
     kind: Literal["soft_magnitude"] = "soft_magnitude"
@@ -66,7 +69,11 @@ class Gradient(Criterion):
 
 
 class MagnitudeAndGradient(Criterion):
-    """Weighted sum |w| + λ·|∂L/∂w|; Yuan et al. 2021 (MEST), §3."""
+    """Weighted sum |w| + λ·|∂L/∂w|; Yuan et al. 2021 (MEST), §3.
+
+    Attributes:
+        gradient_factor: λ.
+    """
 
     kind: Literal["magnitude_and_gradient"] = "magnitude_and_gradient"
     uses_gradient: ClassVar[bool] = True

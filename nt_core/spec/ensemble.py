@@ -26,6 +26,7 @@ from nt_core.training import AnyPlan, ExploreRefine, OneRun, Ratio, Timeline, lo
 from nt_core.values import Value
 
 Mean = Literal["mean_prob", "mean_logit"]
+"""Averages over members that need no fitting: of probabilities, or of logits."""
 
 
 class FittedAverage(Value):
@@ -57,6 +58,7 @@ Aggregation = Annotated[
     Mean | FittedAverage,
     BeforeValidator(_by_name, json_schema_input_type=Mean | FittedAverage | str),
 ]
+"""Any aggregation that a spec file can name."""
 
 
 class EnsembleSpec(Value):

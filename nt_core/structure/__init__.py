@@ -23,6 +23,7 @@ from nt_core.structure.mimo import MIMO
 AnyStructure = Annotated[
     Single | Independent | MultiHead | BatchEnsemble | MIMO | Fission, Field(discriminator="kind")
 ]
+"""Any structure that a spec file can name."""
 
 __all__ = [
     "MIMO",

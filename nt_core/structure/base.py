@@ -15,6 +15,7 @@ from nt_core.structure.layout import Layout
 from nt_core.values import Value
 
 Reduction = Literal["mean", "sum"]
+"""How the losses of members become one."""
 
 
 class Structure(Value, ABC):

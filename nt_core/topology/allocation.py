@@ -77,7 +77,11 @@ class Uniform(Allocation):
 
 
 class UniformPlus(Uniform):
-    """Uniform, with a dense first layer and a last layer of density at least 0.2 (Gale et al. 2019, §5)."""
+    """Uniform, with a dense first layer and a last layer of density at least 0.2 (Gale et al. 2019, §5).
+
+    Attributes:
+        last_density: the least density of the classifier's weights.
+    """
 
     kind: Literal["uniform_plus"] = "uniform_plus"  # type: ignore[assignment]
     dense: tuple[str, ...] = ("@first",)
@@ -107,7 +111,11 @@ class ERK(Allocation):
 
 
 class ERKPlus(ERK):
-    """ERK with a separate density of the last layer (Liu et al. 2022, "The Unreasonable…", §3)."""
+    """ERK with a separate density of the last layer (Liu et al. 2022, "The Unreasonable…", §3).
+
+    Attributes:
+        last_density: the density of the classifier's weights.
+    """
 
     kind: Literal["erk_plus"] = "erk_plus"  # type: ignore[assignment]
     last_density: Fraction = 1.0

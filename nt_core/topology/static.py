@@ -21,7 +21,11 @@ class Dense(DeclaredTopology):
 
 
 class Static(SparseTopology):
-    """Random masks, drawn once."""
+    """Random masks, drawn once.
+
+    Attributes:
+        allocation: how the active connections are divided among weights.
+    """
 
     kind: Literal["static"] = "static"
     divisible: ClassVar[bool] = True

@@ -27,7 +27,14 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 class SGD(Value):
-    """Stochastic gradient descent; weight decay is added to the gradient."""
+    """Stochastic gradient descent; weight decay is added to the gradient.
+
+    Attributes:
+        lr: the learning rate.
+        momentum: the momentum.
+        nesterov: Nesterov's momentum.
+        weight_decay: added to the gradient, times the weight.
+    """
 
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.1
@@ -37,7 +44,14 @@ class SGD(Value):
 
 
 class Adam(Value):
-    """Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
+    """Adam (Kingma & Ba 2015); weight decay is added to the gradient.
+
+    Attributes:
+        lr: the learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+        weight_decay: added to the gradient, times the weight.
+    """
 
     kind: Literal["adam"] = "adam"
     lr: Positive = 1e-3
@@ -47,7 +61,14 @@ class Adam(Value):
 
 
 class AdamW(Value):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Attributes:
+        lr: the learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+        weight_decay: decoupled from the gradient.
+    """
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 1e-3
@@ -57,6 +78,7 @@ class AdamW(Value):
 
 
 AnyOptimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="kind")]
+"""Any optimiser that a recipe can name."""
 
 
 class LearningRate(Value):

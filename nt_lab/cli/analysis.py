@@ -27,12 +27,18 @@ def evaluate(
     run: RunArgument,
     data: DataOption = None,
     ood: Annotated[
-        str | None, typer.Option(metavar="DATASET", help="Tell this dataset from the test set by confidence.")
+        str | None,
+        typer.Option(
+            metavar="DATASET", help="A dataset, as for --data, to tell from the test set by confidence."
+        ),
     ] = None,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Test on corrupted copies: 15 kinds, 5 severities.")
     ] = False,
-    severities: Annotated[str, typer.Option(help="Of corruptions, from 1 to 5.")] = "1,2,3,4,5",
+    severities: Annotated[
+        str,
+        typer.Option(help="Severities of corruptions, from 1 to 5, comma-separated; all of them by default."),
+    ] = "1,2,3,4,5",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Largest number of examples of each dataset, evenly spaced.")
     ] = None,
@@ -118,7 +124,12 @@ def sweep(
     spec: SpecArgument,
     over: Annotated[
         list[str] | None,
-        typer.Option(help="A field: split, heads, sparsity, prune, …, or training.optimizer.lr. Repeatable."),
+        typer.Option(
+            help=(
+                "A field and its values: split, heads, sparsity, allocation, prune, grow, drop_fraction, "
+                "interval, or any path that --set takes. Repeatable."
+            )
+        ),
     ] = None,
     values: Annotated[
         list[str] | None, typer.Option(help="The values of a field: 0.8,0.9. One for each --over.")
@@ -182,7 +193,10 @@ def history(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Path of the plot, without .png; RUN/history if left out."),
+        typer.Option(
+            metavar="FILE",
+            help="Path of the plot, without .png and .svg; RUN/history of the first run if left out.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -158,8 +158,24 @@ def train(
     preset: PresetOption = None,
     data: DataOption = None,
     seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Passes over the data, instead of the plan's epochs or steps; 20 for a preset or an "
+                "architecture named alone."
+            )
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help=(
+                "Optimiser steps, instead of epochs: a stream has no other length. 1000 for a language "
+                "model named alone."
+            )
+        ),
+    ] = None,
     backend: BackendOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -179,9 +195,15 @@ def train(
         typer.Option(min=1, help="Steps from one saved state to the next; five minutes if left out."),
     ] = None,
     shard: Annotated[
-        bool, typer.Option("--shard", help="Divide the weights among torchrun's processes (FSDP2).")
+        bool,
+        typer.Option(
+            "--shard", help="Divide weights, masks and optimiser state among torchrun's processes (FSDP2)."
+        ),
     ] = False,
-    track: Annotated[list[str] | None, typer.Option(help="A tracker: tensorboard, …. Repeatable.")] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="A tracker: tensorboard, or with torch any that accelerate knows. Repeatable."),
+    ] = None,
     heads: Annotated[
         str | None, typer.Option(help="How PyTorch computes heads: loop, batched, or auto, which measures.")
     ] = None,

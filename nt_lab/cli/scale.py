@@ -47,7 +47,12 @@ def scale(
     ] = Gathered.blocks,
     dtype: Annotated[
         Numbers | None,
-        typer.Option(help="mixed: float32 weights, bfloat16 arithmetic. By default the spec's precision."),
+        typer.Option(
+            help=(
+                "float32, bfloat16, or mixed: float32 weights and bfloat16 arithmetic. By default mixed "
+                "where the spec trains in half precision, else float32."
+            )
+        ),
     ] = None,
     memory: Annotated[float, typer.Option(min=0, help="Memory of one device, in GB.")] = 80,
     as_json: JsonOption = False,

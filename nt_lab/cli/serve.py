@@ -30,9 +30,20 @@ def export(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; replaced if it exists.")],
     to: Annotated[
-        Target, typer.Option(help="cpu: packed for nt_cpu, really sparse. onnx: dense, for other runtimes.")
+        Target,
+        typer.Option(
+            help=(
+                "cpu (the default): packed for nt_cpu, really sparse; onnx: dense, for other runtimes, with"
+                " the extra onnx."
+            )
+        ),
     ] = Target.cpu,
-    batch: Annotated[int, typer.Option(min=1, help="Usual batch size at inference, for a packed file.")] = 16,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Usual batch size at inference, for a packed file, which takes any; 16 by default."
+        ),
+    ] = 16,
     as_json: JsonOption = False,
 ) -> None:
     """Write a trained ensemble into one file, to serve it elsewhere."""
@@ -87,7 +98,13 @@ def bench(
     served: ServedArgument,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="The run of a packed file, whose dense weights are compared."),
+        typer.Option(
+            metavar="RUN",
+            help=(
+                "The run of a packed file, whose dense weights are compared; without it predictions are not"
+                " compared."
+            ),
+        ),
     ] = None,
     batches: Annotated[str, typer.Option(help="Examples of one call, comma-separated.")] = "1,16,64",
     threads: ThreadsOption = 1,
