@@ -9,17 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from nt_core import policies
 from nt_core.policies import (
-    AtRandom,
     CannistraciHebb,
     Criterion,
-    Gradient,
     Layer,
-    Magnitude,
     MagnitudeAndGradient,
     Momentum,
-    SignedMagnitude,
-    SignFlip,
     SoftMagnitude,
 )
 from nt_core.spec import PRESETS, FittedAverage, RunSpec
@@ -43,25 +39,19 @@ from nt_core.topology import (
     UniformPlus,
 )
 from nt_core.topology.allocation import GROUPS, Allocation
+from nt_core.topology.schedules import SCHEDULES
 from nt_core.training import SGD, Adam, AdamW, Data, LearningRate, Training
 
 PRUNES: tuple[Criterion, ...] = (
-    Magnitude(),
-    SignedMagnitude(),
-    SoftMagnitude(),
+    *[criterion(kind=kind) for kind, criterion in policies.PRUNES.items()],
     SoftMagnitude(temperature=0.5),
-    MagnitudeAndGradient(),
     MagnitudeAndGradient(gradient_factor=2.0),
-    SignFlip(),
-    AtRandom(),
 )
 GROWS: tuple[Criterion, ...] = (
-    Gradient(),
-    Momentum(),
-    CannistraciHebb(),
+    *[criterion(kind=kind) for kind, criterion in policies.GROWS.items()],
     CannistraciHebb(rule="ch2_l3n", soft=True),
-    AtRandom(),
 )
+"""Every criterion that a spec file can name, with its defaults; some with other settings, too."""
 
 FEW = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0])
 
@@ -141,21 +131,49 @@ def allocations() -> st.SearchStrategy[Allocation]:
     )
 
 
+def with_any_fields(criterion: type[Criterion]) -> st.SearchStrategy[Criterion]:
+    """Draw a criterion, every field that its JSON Schema allows."""
+    properties = criterion.model_json_schema()["properties"]
+    return st.builds(criterion, **{name: any_value(schema) for name, schema in properties.items()})
+
+
+def any_value(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Draw what one field of a criterion may be."""
+    if "const" in schema or "enum" in schema:
+        return st.sampled_from(schema.get("enum", [schema.get("const")]))
+    if schema["type"] == "boolean":
+        return st.booleans()
+    assert schema["type"] == "number", f"say here how to draw {schema}"
+    above, least, below, most = map(
+        schema.get, ("exclusiveMinimum", "minimum", "exclusiveMaximum", "maximum")
+    )
+    return st.one_of(
+        st.floats(
+            least if above is None else above,
+            most if below is None else below,
+            exclude_min=above is not None,
+            exclude_max=below is not None,
+            allow_infinity=False,
+            allow_nan=False,
+        ),
+        st.sampled_from([5e-4, 0.1, 1e-8, 1.5e-3]),
+    )
+
+
 def prunes() -> st.SearchStrategy[Criterion]:
     """Draw any criterion that prunes."""
-    return st.one_of(
-        st.sampled_from(PRUNES),
-        st.builds(SoftMagnitude, temperature=positives),
-        st.builds(MagnitudeAndGradient, gradient_factor=positives),
-    )
+    return st.one_of(st.sampled_from(PRUNES), *map(with_any_fields, policies.PRUNES.values()))
+
+
+def grows() -> st.SearchStrategy[Criterion]:
+    """Draw any criterion that grows."""
+    return st.one_of(st.sampled_from(GROWS), *map(with_any_fields, policies.GROWS.values()))
 
 
 def topologies(allocation: st.SearchStrategy[Allocation] | None = None) -> st.SearchStrategy[AnyTopology]:
     """Draw any topology, every field away from its default."""
     sparse = {"sparsity": below_one, "allocation": allocations() if allocation is None else allocation}
-    drops = st.builds(
-        DropFraction, start=shares, schedule=st.sampled_from(["constant", "cosine", "linear"]), until=shares
-    )
+    drops = st.builds(DropFraction, start=shares, schedule=st.sampled_from(list(SCHEDULES)), until=shares)
     semantics = st.builds(
         Semantics,
         optimizer_step=st.sampled_from(["taken", "replaced"]),
@@ -164,11 +182,11 @@ def topologies(allocation: st.SearchStrategy[Allocation] | None = None) -> st.Se
     )
     scopes = st.sampled_from(["layer", "global"])
     common: dict[str, Any] = {"interval": few, **sparse}
-    grows = st.one_of(
-        st.fixed_dictionaries({"grow": st.sampled_from(GROWS), "scope": scopes}),
+    growth = st.one_of(
+        st.fixed_dictionaries({"grow": grows(), "scope": scopes}),
         st.fixed_dictionaries({"grow": st.builds(Momentum, beta=below_one), "scope": st.just("momentum")}),
     )
-    dynamic = grows.flatmap(
+    dynamic = growth.flatmap(
         lambda chosen: st.builds(
             lambda **fields: Dynamic(**chosen, **fields),
             prune=prunes(),

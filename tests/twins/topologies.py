@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from nt_core import Dynamic, Semantics, Static
+from nt_core.policies import PRUNES
 
 
 def topologies(sparsest, grow):
@@ -13,16 +14,7 @@ def topologies(sparsest, grow):
             Dynamic,
             sparsity=st.sampled_from([0.0, 0.3, 0.8, sparsest]),
             allocation=st.sampled_from(["erk", "er", "uniform"]),
-            prune=st.sampled_from(
-                [
-                    "magnitude",
-                    "signed_magnitude",
-                    "soft_magnitude",
-                    "magnitude_and_gradient",
-                    "sign_flip",
-                    "random",
-                ]
-            ),
+            prune=st.sampled_from(list(PRUNES)),
             grow=st.sampled_from(grow),
             drop_fraction=st.sampled_from([0.3, 1.0]),
             interval=st.integers(1, 3),

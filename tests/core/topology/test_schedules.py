@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nt_core.errors import SpecError
+from nt_core.topology import DropFraction, schedules
 from nt_core.topology.schedules import SCHEDULES, constant, cosine, cubic_sparsity, linear
 
 fractions = st.floats(0, 1)
@@ -15,7 +17,17 @@ ROUNDING = 1e-15
 
 
 def test_the_table_names_every_schedule() -> None:
-    assert dict(SCHEDULES) == {"constant": constant, "cosine": cosine, "linear": linear}
+    assert SCHEDULES.items() >= {"constant": constant, "cosine": cosine, "linear": linear}.items()
+    assert all(getattr(schedules, name) is schedule for name, schedule in SCHEDULES.items())
+
+
+def test_a_spec_takes_the_schedules_of_the_table_and_no_other() -> None:
+    schema = DropFraction.model_json_schema()["properties"]["schedule"]
+    assert schema["enum"] == list(SCHEDULES)
+    assert [DropFraction(schedule=name).schedule for name in SCHEDULES] == list(SCHEDULES)
+    with pytest.raises(SpecError) as caught:
+        DropFraction(schedule="cosin")
+    assert all(repr(name) in str(caught.value) for name in SCHEDULES)
 
 
 @given(names, fractions, steps, steps)

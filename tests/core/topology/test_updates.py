@@ -23,7 +23,7 @@ from nt_core.spec import PRESETS, EnsembleSpec
 from nt_core.structure import MultiHead
 from nt_core.testing.data import random_input
 from nt_core.topology import (
-    AnyTopology,
+    DeclaredTopology,
     DropFraction,
     Dynamic,
     GradualPruning,
@@ -57,7 +57,7 @@ dynamics = st.builds(
 
 
 def run(
-    topology: Dynamic | GradualPruning,
+    topology: DeclaredTopology,
     layers: Sequence[Layer],
     *,
     step: int = 0,
@@ -376,8 +376,8 @@ class Run:
                 self.momentum[name] = 0.9 * self.momentum[name] + gradient
                 self.values[name] = self.values[name] - 0.05 * self.momentum[name]
             self.apply_masks()
-            topology: AnyTopology = self.spec.topology
-            if isinstance(topology, Dynamic | GradualPruning) and topology.due(step, STEPS):
+            topology = self.spec.topology
+            if topology.due(step, STEPS):
                 yield step, self.update(topology, step, gradients)
                 self.apply_masks()
 
@@ -396,7 +396,7 @@ class Run:
     def shape(self) -> tuple[int, ...]:
         return self.spec.members, 16, *self.spec.graph.output_shape
 
-    def update(self, topology: Dynamic | GradualPruning, step: int, gradients: Arrays) -> Mapping[str, Swap]:
+    def update(self, topology: DeclaredTopology, step: int, gradients: Arrays) -> Mapping[str, Swap]:
         layers = [
             Layer(
                 name=name,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_topologies import test_a_topology_of_ones_own_trains  # noqa: F401
 from topologies import topologies
 
 import nt_keras
@@ -27,7 +28,7 @@ from nt_core import (
     initial_values,
 )
 from nt_core.masks import Moment
-from nt_core.policies import AtRandom, Layer, Magnitude, Swap, swap
+from nt_core.policies import GROWS, AtRandom, Layer, Magnitude, Swap, swap
 from nt_core.reference import forward, value_and_gradients
 from nt_core.topology import update
 from nt_keras.compile import Ensemble, fill
@@ -172,7 +173,7 @@ def fresh(name, topology, seed):
     return model
 
 
-TOPOLOGIES = topologies(sparsest=0.95, grow=["gradient", "random", "cannistraci_hebb"])
+TOPOLOGIES = topologies(sparsest=0.95, grow=[kind for kind in GROWS if kind != "momentum"])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_topologies import test_a_topology_of_ones_own_trains  # noqa: F401
 from topologies import topologies
 from torch import nn
 
@@ -23,7 +24,7 @@ from nt_core import (
     Static,
     TopologyError,
 )
-from nt_core.policies import AtRandom, Gradient, Magnitude, swap
+from nt_core.policies import GROWS, AtRandom, Gradient, Magnitude, swap
 from nt_torch.network.model import unwrap
 
 OPTIMIZERS = {
@@ -99,7 +100,7 @@ def assert_exactly_sparse(model, optimizer):
                 assert (value[inactive] == 0).all(), (name, key)
 
 
-TOPOLOGIES = topologies(sparsest=0.99, grow=["gradient", "random", "momentum", "cannistraci_hebb"])
+TOPOLOGIES = topologies(sparsest=0.99, grow=list(GROWS))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
