@@ -1,0 +1,5 @@
+"""Runs: the folder that a training leaves, the backend that computes, signals, processes, and progress.
+
+In go names and records, out come chosen backends, specs, and folders that are complete or can be continued.
+This room imports no other.
+"""
