@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
+from nt_core.metrics import FIGURES, RECORDED, Metrics
 from nt_lab.cli.main import app
 
 PAGES: Final = Path(__file__).parent
@@ -184,6 +185,20 @@ def _below(module: ModuleType, name: str) -> str:
     return ""
 
 
+# Metrics: `figures evaluate` and `figures compare`
+
+
+def figures(command: str) -> str:
+    """Return the keys of figures in a command's JSON, from the docstrings of their properties."""
+    shown = FIGURES if command == "evaluate" else RECORDED
+    of_members = [each.of_members for each in FIGURES if each.of_members and command == "evaluate"]
+    rows = [
+        f"| `{name}` | {sentence(inspect.getdoc(getattr(Metrics, name)) or '')} |"
+        for name in [*(each.name for each in shown), *of_members]
+    ]
+    return "\n".join(["| key | meaning |", "| --- | --- |", *rows]) + "\n"
+
+
 # The command line: `options COMMAND`, `output COMMAND LINE`
 
 
@@ -221,6 +236,7 @@ def sentence(text: str) -> str:
 
 KINDS: Final[Mapping[str, Callable[[str], str]]] = {
     "fields": fields,
+    "figures": figures,
     "names": names,
     "options": options,
     "output": output,

@@ -1,4 +1,7 @@
-"""Architectures as pure block graphs, each citing its source."""
+"""Architectures as pure block graphs, each citing its source.
+
+An architecture is exported, and named by spec files, by its import here.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +9,28 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nt_core import BlockGraph
-from nt_models.llama import (
-    llama,
-    llama_1b,
-    llama_7b,
-    llama_13b,
-    llama_34b,
-    llama_70b,
-    llama_130m,
-    llama_250m,
-    llama_350m,
-    llama_tiny,
-)
-from nt_models.mixer import mixer, mixer_s16
-from nt_models.mlp import mlp
-from nt_models.resnet import resnet
-from nt_models.vit import vit, vit_s16, vit_tiny32
-from nt_models.wide_resnet import wide_resnet
+from nt_models.llama import llama as llama
+from nt_models.llama import llama_1b as llama_1b
+from nt_models.llama import llama_7b as llama_7b
+from nt_models.llama import llama_13b as llama_13b
+from nt_models.llama import llama_34b as llama_34b
+from nt_models.llama import llama_70b as llama_70b
+from nt_models.llama import llama_130m as llama_130m
+from nt_models.llama import llama_250m as llama_250m
+from nt_models.llama import llama_350m as llama_350m
+from nt_models.llama import llama_tiny as llama_tiny
+from nt_models.mixer import mixer as mixer
+from nt_models.mixer import mixer_s16 as mixer_s16
+from nt_models.mlp import mlp as mlp
+from nt_models.resnet import resnet as resnet
+from nt_models.vit import vit as vit
+from nt_models.vit import vit_s16 as vit_s16
+from nt_models.vit import vit_tiny32 as vit_tiny32
+from nt_models.wide_resnet import wide_resnet as wide_resnet
 
 ARCHITECTURES: Mapping[str, Callable[..., BlockGraph]] = MappingProxyType(
-    {
-        make.__name__: make
-        for make in (
-            llama,
-            llama_130m,
-            llama_250m,
-            llama_350m,
-            llama_1b,
-            llama_7b,
-            llama_13b,
-            llama_34b,
-            llama_70b,
-            llama_tiny,
-            mixer,
-            mixer_s16,
-            mlp,
-            resnet,
-            vit,
-            vit_s16,
-            vit_tiny32,
-            wide_resnet,
-        )
-    }
+    {name: make for name, make in dict(globals()).items() if getattr(make, "is_architecture", False)}
 )
 """The architectures a spec file can name."""
 
-__all__ = [
-    "ARCHITECTURES",
-    "llama",
-    "llama_1b",
-    "llama_7b",
-    "llama_13b",
-    "llama_34b",
-    "llama_70b",
-    "llama_130m",
-    "llama_250m",
-    "llama_350m",
-    "llama_tiny",
-    "mixer",
-    "mixer_s16",
-    "mlp",
-    "resnet",
-    "vit",
-    "vit_s16",
-    "vit_tiny32",
-    "wide_resnet",
-]
+__all__ = ["ARCHITECTURES", *ARCHITECTURES]

@@ -315,6 +315,7 @@ def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in kwargs.items()}
         return graph.with_origin({"name": make.__name__, **plain})
 
+    build.is_architecture = True  # type: ignore[attr-defined]
     return build
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
-from nt_core.metrics import RECORDED
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.files import clear_temporaries, read_text, sync_folder, write_atomically
-from nt_core.files import ParseError, parse_json
+from nt_core.files import ParseError, clear_temporaries, parse_json, read_text, sync_folder, write_atomically
+from nt_core.metrics import RECORDED
 from nt_core.spec import RunSpec
 
 HISTORY: Final = "history.jsonl"

@@ -13,6 +13,8 @@ from nt_core.metrics import FIGURES
 from nt_core.training import Report
 
 LINES: Final = 10
+
+
 def _percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
