@@ -69,6 +69,8 @@ def _models() -> dict[str, type[BaseModel]]:
     import nt_core.structure
     import nt_core.topology
     import nt_core.training
+    from nt_core.policies import GROWS, PRUNES
+    from nt_core.topology import TOPOLOGIES
     from nt_core.topology.dynamic import DropFraction
 
     rooms = (nt_core.policies, nt_core.spec, nt_core.structure, nt_core.topology, nt_core.training)
@@ -78,7 +80,8 @@ def _models() -> dict[str, type[BaseModel]]:
         for name, kind in vars(room).items()
         if isinstance(kind, type) and issubclass(kind, BaseModel) and not inspect.isabstract(kind)
     }
-    return {**found, "DropFraction": DropFraction}
+    named = {**PRUNES, **GROWS, **TOPOLOGIES}.values()  # also those that a room does not export
+    return {**found, "DropFraction": DropFraction, **{kind.__name__: kind for kind in named}}
 
 
 def attributes(model: type) -> dict[str, str]:

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from nt_core.graph.ops import Attention
-from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
+from nt_core.graph.ops import Attention, Op
+from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
 
 
 def attention(op: Attention, inputs: Inputs, weights: Weights, training: bool) -> Applied:
@@ -87,3 +88,8 @@ def join_heads(x: Array) -> Array:
 def _sum_shared(x: Array, shared: int) -> Array:
     batch, heads, length, size = x.shape
     return np.asarray(x.reshape(batch, heads // shared, shared, length, size).sum(2))
+
+
+ATTENTION: Mapping[type[Op], Reference] = {
+    Attention: attention,
+}

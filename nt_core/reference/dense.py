@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from nt_core.graph.ops import Embedding, Linear
-from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
+from nt_core.graph.ops import Embedding, Linear, Op
+from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
+from nt_core.reference.members import with_factors
 
 
 def linear(op: Linear, inputs: Inputs, weights: Weights, training: bool) -> Applied:
@@ -45,3 +48,9 @@ def embedding(op: Embedding, inputs: Inputs, weights: Weights, training: bool) -
         return (None,), {"weight": gradient}
 
     return Applied(table[tokens], pullback)
+
+
+DENSE: Mapping[type[Op], Reference] = {
+    Linear: with_factors(linear, channels=-1),
+    Embedding: embedding,
+}

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import special
 
 from nt_core.errors import NeuroTrailsError
-from nt_core.graph.ops import Activation, Add, Concat, Dropout, Flatten, Multiply
-from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
+from nt_core.graph.ops import Activation, Add, Concat, Dropout, Flatten, Multiply, Op
+from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
 
 Function = Callable[[Array], Array]
 
@@ -112,3 +112,13 @@ FUNCTIONS: Mapping[str, tuple[Function, Function]] = MappingProxyType(
     }
 )
 """Each activation and its derivative, as functions of the input."""
+
+
+ELEMENTWISE: Mapping[type[Op], Reference] = {
+    Activation: activation,
+    Dropout: dropout,
+    Flatten: flatten,
+    Add: add,
+    Multiply: multiply,
+    Concat: concat,
+}

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nt_core.graph.ops import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d, Padding, Pair
-from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
+from nt_core.graph.ops import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d, Op, Padding, Pair
+from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
+from nt_core.reference.members import with_factors
 from nt_core.values import Shape
 
 NO_PADDING: Padding = ((0, 0), (0, 0))
@@ -120,3 +122,11 @@ def global_avg_pool(op: GlobalAvgPool, inputs: Inputs, weights: Weights, trainin
         return (np.broadcast_to(np.expand_dims(dy * share, axes), x.shape),), {}
 
     return Applied(x.mean(axes), pullback)
+
+
+IMAGES: Mapping[type[Op], Reference] = {
+    Conv2d: with_factors(conv2d, channels=1),
+    MaxPool2d: max_pool2d,
+    AvgPool2d: avg_pool2d,
+    GlobalAvgPool: global_avg_pool,
+}

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from nt_core.errors import NeuroTrailsError
-from nt_core.graph.ops import BatchNorm, LayerNorm, RMSNorm
-from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
+from nt_core.graph.ops import BatchNorm, LayerNorm, Op, RMSNorm
+from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
+from nt_core.reference.members import each_member
 
 Axes = tuple[int, ...]
 
@@ -107,3 +108,10 @@ def _scaled(
         return (pull(dy * weight),), gradients
 
     return Applied(normal * weight if bias is None else normal * weight + bias, pullback)
+
+
+NORMS: Mapping[type[Op], Reference] = {
+    BatchNorm: each_member(batch_norm),
+    LayerNorm: each_member(layer_norm),
+    RMSNorm: each_member(rms_norm),
+}

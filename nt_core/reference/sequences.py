@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from nt_core.graph.ops import ClassToken, Positions, TakeToken, ToSequence, Transpose
-from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Weights
+from nt_core.graph.ops import ClassToken, Op, Positions, TakeToken, ToSequence, Transpose
+from nt_core.reference.contract import Applied, Array, Cotangents, Inputs, Reference, Weights
 
 
 def to_sequence(op: ToSequence, inputs: Inputs, weights: Weights, training: bool) -> Applied:
@@ -65,3 +67,12 @@ def take_token(op: TakeToken, inputs: Inputs, weights: Weights, training: bool) 
         return (spread,), {}
 
     return Applied(x[:, op.index], pullback)
+
+
+SEQUENCES: Mapping[type[Op], Reference] = {
+    ClassToken: class_token,
+    Positions: positions,
+    ToSequence: to_sequence,
+    Transpose: transpose,
+    TakeToken: take_token,
+}

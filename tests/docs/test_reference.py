@@ -188,7 +188,7 @@ LISTS: Mapping[str, tuple[str, set[str]]] = {
     "structures": ("explanation/structure.md", kinds(structure, structure.Structure)),
     "allocations": ("explanation/allocation.md", kinds(allocation, allocation.Allocation)),
     "groups": ("explanation/allocation.md", set(allocation.GROUPS)),
-    "criteria": ("explanation/topology.md", kinds(policies, policies.Criterion)),
+    "criteria": ("explanation/topology.md", {*policies.PRUNES, *policies.GROWS}),
     "schedules": ("explanation/topology.md", set(schedules.SCHEDULES)),
     "semantics": ("explanation/topology.md", set(topology.Semantics.model_fields)),
 }

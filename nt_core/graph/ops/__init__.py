@@ -14,37 +14,18 @@ from pydantic import Field
 
 from nt_core.graph.ops.attention import Attention
 from nt_core.graph.ops.base import Factors, MemberNorm, Op, Padding, Pair, ScaledOp, SharedOp
-from nt_core.graph.ops.dense import Embedding, Linear
-from nt_core.graph.ops.elementwise import Activation, Add, Concat, Dropout, Flatten, Multiply
-from nt_core.graph.ops.images import AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d
-from nt_core.graph.ops.norms import BatchNorm, LayerNorm, RMSNorm
-from nt_core.graph.ops.sequences import ClassToken, Positions, TakeToken, ToSequence, Transpose
+from nt_core.graph.ops.dense import AnyDense, Embedding, Linear
+from nt_core.graph.ops.elementwise import Activation, Add, AnyElementwise, Concat, Dropout, Flatten, Multiply
+from nt_core.graph.ops.images import AnyImageOp, AvgPool2d, Conv2d, GlobalAvgPool, MaxPool2d
+from nt_core.graph.ops.norms import AnyNorm, BatchNorm, LayerNorm, RMSNorm
+from nt_core.graph.ops.sequences import AnySequenceOp, ClassToken, Positions, TakeToken, ToSequence, Transpose
 from nt_core.graph.weights import Weight
 
 AnyOp = Annotated[
-    Conv2d
-    | Linear
-    | Embedding
-    | ClassToken
-    | Positions
-    | BatchNorm
-    | LayerNorm
-    | RMSNorm
-    | Activation
-    | MaxPool2d
-    | AvgPool2d
-    | GlobalAvgPool
-    | Flatten
-    | ToSequence
-    | Transpose
-    | TakeToken
-    | Dropout
-    | Add
-    | Multiply
-    | Concat
-    | Attention,
-    Field(discriminator="kind"),
+    AnyDense | AnyImageOp | AnyNorm | AnyElementwise | AnySequenceOp | Attention, Field(discriminator="kind")
 ]
+"""Any op; each module above lists its own."""
+
 OPS: tuple[type[Op], ...] = get_args(get_args(AnyOp)[0])
 """All ops; each backend's table of lowerings has exactly these keys."""
 

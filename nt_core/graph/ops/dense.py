@@ -50,3 +50,6 @@ class Embedding(SharedOp):
 
     def weights(self) -> tuple[Weight, ...]:
         return (table(self.vocabulary, self.features),)
+
+
+AnyDense = Linear | Embedding

@@ -73,3 +73,6 @@ class Flatten(Op):
 
     def output_shape(self, *inputs: Shape) -> Shape:
         return (math.prod(inputs[0]),)
+
+
+AnyElementwise = Activation | Dropout | Flatten | Add | Multiply | Concat

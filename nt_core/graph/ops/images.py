@@ -88,3 +88,6 @@ class GlobalAvgPool(Op):
                 f"found shape {shape}"
             )
         return shape[:1] if len(shape) == 3 else shape[1:]
+
+
+AnyImageOp = Conv2d | MaxPool2d | AvgPool2d | GlobalAvgPool

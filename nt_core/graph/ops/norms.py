@@ -70,3 +70,6 @@ class RMSNorm(_LastAxisNorm):
 
     def weights(self) -> tuple[Weight, ...]:
         return (vector("weight", self.features, "scale", 1.0, self.members),)
+
+
+AnyNorm = BatchNorm | LayerNorm | RMSNorm

@@ -73,3 +73,6 @@ class TakeToken(Op):
         if self.index >= length:
             raise GraphError(f"expected an index below the length {length}, found {self.index}")
         return (features,)
+
+
+AnySequenceOp = ClassToken | Positions | ToSequence | Transpose | TakeToken
