@@ -238,7 +238,7 @@ def _unsaid(parameter: Any, help_text: str) -> str:
     default = getattr(parameter.default, "value", parameter.default)
     said = re.search(r"default|left out", help_text)
     if default not in (None, False, ()) and not callable(default) and not said:
-        found += f" Default: `{default}`."
+        found += f" Default: `{default:g}`." if isinstance(default, float) else f" Default: `{default}`."
     if parameter.envvar:
         found += f" The environment variable `{parameter.envvar}=1` does the same."
     return found
