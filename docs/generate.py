@@ -38,6 +38,7 @@ LINKS: Final = {
     "AnyPlan": "Plan",
     "Training": "Training",
     "Data": "Data",
+    "Aggregation": "Aggregation",
     "Semantics": "Semantics",
 }
 """Types of fields that have a section of their own on the page."""
@@ -53,7 +54,7 @@ def fields(name: str) -> str:
     rows = [
         f"| `{field}` | {_default(model, field)} "
         f"| {_allowed(schema['properties'][field], schema.get('$defs', {}))} "
-        f"| {sentence(meanings[field])}{_link(model, field)} |"
+        f"| {_in_a_file(sentence(meanings[field]))}{_link(model, field)} |"
         for field in model.model_fields
         if field != "kind"
     ]
@@ -131,6 +132,11 @@ def _allowed(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
     return " ".join([TYPES.get(schema["type"], schema["type"]), ", ".join(bounds)]).strip()
 
 
+def _in_a_file(text: str) -> str:
+    """Write None as a spec file has it."""
+    return re.sub(r"\bNone\b", "`null`", text)
+
+
 def _link(model: type[BaseModel], name: str) -> str:
     bases = (inspect.get_annotations(base) for base in model.__mro__)
     written = next((found[name] for found in bases if name in found), "")
@@ -188,6 +194,10 @@ def _below(module: ModuleType, name: str) -> str:
     return ""
 
 
+CODE: Final = re.compile(r"(nt \w+ --\w+ \w+|--[a-z-]+(?: [a-z]+=[A-Z]+| ray\b)?|[a-z_.]+=[\w.]+\w)")
+"""Commands, options and assignments in a help text."""
+
+
 # Metrics: `figures evaluate` and `figures compare`
 
 
@@ -214,9 +224,27 @@ def options(command: str) -> str:
         argument = parameter.param_type_name == "argument"
         name = parameter.metavar if argument else parameter.opts[0]
         if name != "--help" and not getattr(parameter, "hidden", False):
-            rows.append(f"| `{name}` | {sentence(parameter.help or '')} |")  # type: ignore[attr-defined]
+            help_text: str = getattr(parameter, "help", None) or ""
+            rows.append(f"| `{name}` | {_code(sentence(help_text))}{_unsaid(parameter, help_text)} |")
     title = "option" if command == "nt" else "argument or option"
     return "\n".join([f"| {title} | meaning |", "| --- | --- |", *rows]) + "\n"
+
+
+def _code(text: str) -> str:
+    """Mark options, commands and assignments, which a terminal shows as plain text, as code."""
+    return CODE.sub(r"`\1`", text)
+
+
+def _unsaid(parameter: Any, help_text: str) -> str:
+    """Return the default and the environment variable of an option, unless its help says the default."""
+    found = ""
+    default = getattr(parameter.default, "value", parameter.default)
+    said = re.search(r"default|left out", help_text)
+    if default not in (None, False, ()) and not callable(default) and not said:
+        found += f" Default: `{default:g}`." if isinstance(default, float) else f" Default: `{default}`."
+    if parameter.envvar:
+        found += f" The environment variable `{parameter.envvar}=1` does the same."
+    return found
 
 
 def output(command: str) -> str:

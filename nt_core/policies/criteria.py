@@ -42,7 +42,7 @@ class SoftMagnitude(Criterion):
     entries.
 
     Attributes:
-        temperature: the exponent.
+        temperature: the exponent of |w|; the larger it is, the more the largest weights are favoured.
     """
 
     kind: Literal["soft_magnitude"] = "soft_magnitude"

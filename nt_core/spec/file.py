@@ -30,16 +30,19 @@ class RunSpec(Value):
 
     Attributes:
         version: of this file format.
-        name: of the run, in folders and tables.
-        preset: the preset of which the choices were taken; all choices are written out nevertheless.
-        graph: ``{name: wide_resnet, depth: 16, …}``, or a whole graph as :meth:`BlockGraph.to_dict` gives it.
-        structure: see :mod:`nt_core.structure`.
-        topology: see :data:`nt_core.topology.AnyTopology`.
-        plan: see :mod:`nt_core.training.plan`.
-        aggregation: see :class:`EnsembleSpec`.
-        loss: see :class:`EnsembleSpec`.
+        name: name of the run in folders and tables. A spec from a file is named after the
+            file by default, one from a preset after the preset.
+        preset: the preset that fills in the fields which the file leaves out. A saved spec has all fields
+            written out nevertheless.
+        graph: an architecture by name with its arguments, ``{name: wide_resnet, depth: 16, …}``, or a whole
+            graph as :meth:`BlockGraph.to_dict` gives it.
+        structure: sharing of the graph among members.
+        topology: sparsity, initial masks, and updates of the masks.
+        plan: length and phases of training.
+        aggregation: mean over members of probabilities or of logits; or a fitted weighted mean.
+        loss: whether members' losses are averaged or summed; None: the structure's default.
         training: the recipe.
-        data: the training data.
+        data: the training and test data.
         seed: keys every random choice.
     """
 

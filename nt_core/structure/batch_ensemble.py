@@ -22,11 +22,11 @@ class BatchEnsemble(Structure):
     batch is member-major where it is split. In prediction every member reads every example.
 
     Attributes:
-        count: M.
+        count: M, the number of members.
         batch: division of a training batch: ``split``, 1/M of it to each member (the paper), or ``tile``,
             all of it to each (uncertainty-baselines).
         factors: distribution of r and s: ``normal``: N(1, 0.5²); ``signs``: ±1.
-        norms: ``shared`` by all members, or one ``per_member``, with statistics of its own.
+        norms: normalisations: ``shared`` by all members, or one ``per_member``, with statistics of its own.
     """
 
     kind: Literal["batch_ensemble"] = "batch_ensemble"

@@ -30,10 +30,10 @@ class Fission(Structure):
     The loss is Σ_m CE_m + T²·Σ_m KL(mean ‖ member m), the mean of the logits detached, both at temperature T.
 
     Attributes:
-        count: M, exits.
+        count: M, the number of exits, at most the number of counted blocks.
         after: for each exit but the last, the number of counted blocks of the trunk before it, ascending;
             None: evenly spread.
-        temperature: T; None: no distillation.
+        temperature: T of the distillation from the members' mean; None: no distillation.
     """
 
     kind: Literal["fission"] = "fission"

@@ -35,7 +35,7 @@ class Independent(Structure):
     divide every member's gradient by M.
 
     Attributes:
-        count: M.
+        count: M, the number of whole networks.
         only: numbers (from 1, ascending) of the members in this part of the ensemble. Names, initial values,
             masks and counts of the members are those of the whole ensemble; None: all members.
     """
@@ -93,7 +93,7 @@ class MultiHead(Structure):
     Attributes:
         split: number of counted blocks in the backbone, or the name of its last block. Stems always belong
             to the backbone, the classifier always to the heads.
-        heads: M.
+        heads: M, the number of heads.
     """
 
     kind: Literal["multi_head"] = "multi_head"

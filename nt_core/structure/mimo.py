@@ -25,7 +25,7 @@ class MIMO(Structure):
     map has M × classes outputs. Losses are summed. In prediction all inputs are the same example.
 
     Attributes:
-        count: M.
+        count: M, the number of examples read at once.
         rho: ρ, the share of a batch's rows in which all members read the same example.
         repetitions: number of copies of each example in a batch (batch repetition).
     """

@@ -132,7 +132,8 @@ class Explicit(Allocation):
     """Densities by name; weights without a matching pattern share the rest of the budget evenly.
 
     Attributes:
-        densities: pattern over weight names → density; the first pattern that matches counts.
+        densities: pattern over weight names → density. The first pattern that matches counts; the other
+            weights share the rest of the budget evenly.
     """
 
     kind: Literal["explicit"] = "explicit"

@@ -83,8 +83,8 @@ class Plan(Value, ABC):
     """Length of a training.
 
     Attributes:
-        epochs: number of passes over the data, or
-        steps: number of optimiser steps.
+        epochs: number of passes over the data; a fraction is rounded up to whole steps.
+        steps: number of optimiser steps. Give this or ``epochs``, not both.
         extend: factor on the length, at most 1/(1 − S) (see :func:`longest_of`); ``auto``: exactly 1/(1 − S).
     """
 
@@ -158,9 +158,9 @@ class OneRun(Plan):
     """One training from start to end.
 
     Attributes:
-        epochs: number of passes over the data, or
-        steps: number of optimiser steps; both may be left out where the caller's own loop sets the length.
-        extend: see :class:`Plan`.
+        epochs: number of passes over the data; a fraction is rounded up to whole steps.
+        steps: number of optimiser steps. Give this or ``epochs``, not both. Both may be left out where the
+            caller's own loop sets the length.
         at_once: number of independent members that are trained at a time, one group after another, each saved
             at its end; None: all together. The results are the same as if all were trained together.
     """
@@ -180,13 +180,14 @@ class ExploreRefine(Plan):
     begins. The topology's own updates continue throughout, on a schedule over the whole training.
 
     Attributes:
-        epochs: of the whole training, or
-        steps: of the whole training; then ``explore`` and ``refine`` are proportions; None: both are epochs.
-        extend: see :class:`Plan`.
-        explore: length of the exploration, at the optimiser's learning rate.
-        refine: length of each refinement.
-        members: M, at least 2.
-        escape: drop fraction of the prune-and-grow between members, above 0 and at most 1.
+        epochs: number of passes over the data in the whole training; None: the sum of ``explore`` and all
+            refinements.
+        steps: number of optimiser steps of the whole training. Give this or ``epochs``, not both. With
+            either, ``explore`` and ``refine`` are proportions; without, both are epochs.
+        explore: length of the exploration, at the optimiser's learning rate, in epochs or as a proportion.
+        refine: length of each refinement, in the same unit.
+        members: M, at least 2, each made by one refinement.
+        escape: share of every weight's connections that is replaced between members.
         rates: factors on the learning rate in the equal parts of a refinement.
     """
 

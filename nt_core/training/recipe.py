@@ -89,7 +89,7 @@ class LearningRate(Value):
         warmup: share of training in which the learning rate rises linearly from 0.
         final: the last factor of the cosine.
         milestones: shares of training.
-        factor: applied at each milestone.
+        factor: multiplies the learning rate at each milestone, for ``steps``.
     """
 
     schedule: Literal["constant", "cosine", "steps"] = "cosine"
@@ -168,9 +168,10 @@ class Text(Value):
     """Conversion of text to sequences of tokens, for graphs that read tokens.
 
     Attributes:
-        tokenizer: ``bytes``; a ``tokenizer.json``; or a folder or a name on the hub, for ``transformers``.
-        held_out: share of the text for tests, held out of training; 0: tests use a stream's split
-            ``data.test``.
+        tokenizer: ``bytes``; the path of a ``tokenizer.json``, for the package ``tokenizers``; or a folder or
+            a name on the hub, for ``transformers``.
+        held_out: share of the text for tests, held out of training: the end of a text, every k-th document
+            of a stream; 0: tests use a stream's split ``data.test``.
         column: name of a dataset's column of text.
         subset: name of a subset, for a dataset on the hub that has several, ``en`` of ``allenai/c4`` say.
         shuffle_buffer: number of a stream's sequences among which the next is drawn.
@@ -192,7 +193,7 @@ class Data(Value):
         source: ``digits`` (the 1,797 handwritten digits of scikit-learn), a name on the Hugging Face hub, a
             folder, or ``text:PATH``, a text file or a folder of text files. A graph that reads tokens
             reads a dataset of the hub or of a folder as a stream.
-        train: the split to train on.
+        train: the split to train on; a part of it as in ``train[:80%]``.
         test: the split to evaluate on.
         image: the column of images; None: the only such column.
         label: the column of labels; None: the only such column.

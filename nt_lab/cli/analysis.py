@@ -33,7 +33,11 @@ def evaluate(
         ),
     ] = None,
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="Test on corrupted copies: 15 kinds, 5 severities.")
+        bool,
+        typer.Option(
+            "--corruptions",
+            help="Test on corrupted copies: 15 kinds, 5 severities; needs the extra robustness.",
+        ),
     ] = False,
     severities: Annotated[
         str,

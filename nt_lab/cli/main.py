@@ -157,7 +157,9 @@ def train(
     ] = None,
     preset: PresetOption = None,
     data: DataOption = None,
-    seed: Annotated[int | None, typer.Option(help="Keys every random choice.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Keys every random choice; short for --set seed=SEED.")
+    ] = None,
     epochs: Annotated[
         float | None,
         typer.Option(
@@ -184,7 +186,7 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if left out.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run once this one is complete.")
+        bool, typer.Option("--overwrite", help="Replace a run in the folder, once the new one is complete.")
     ] = False,
     resume: Annotated[
         Path | None,
@@ -205,12 +207,16 @@ def train(
         typer.Option(help="A tracker: tensorboard, or with torch any that accelerate knows. Repeatable."),
     ] = None,
     heads: Annotated[
-        str | None, typer.Option(help="How PyTorch computes heads: loop, batched, or auto, which measures.")
+        str | None,
+        typer.Option(
+            help="How PyTorch computes heads: loop (the default), batched, or auto, which measures both."
+        ),
     ] = None,
     activation_checkpointing: Annotated[
         bool,
         typer.Option(
-            "--activation-checkpointing", help="Compute blocks again in the backward pass (PyTorch)."
+            "--activation-checkpointing",
+            help="Compute blocks again in the backward pass: less memory, more time (PyTorch).",
         ),
     ] = False,
     as_json: JsonOption = False,

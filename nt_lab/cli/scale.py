@@ -49,8 +49,8 @@ def scale(
         Numbers | None,
         typer.Option(
             help=(
-                "float32, bfloat16, or mixed: float32 weights and bfloat16 arithmetic. By default mixed "
-                "where the spec trains in half precision, else float32."
+                "Numbers: float32, bfloat16, or mixed: float32 weights and bfloat16 arithmetic. By default "
+                "mixed where the spec trains in half precision, else float32."
             )
         ),
     ] = None,

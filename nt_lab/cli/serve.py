@@ -33,8 +33,8 @@ def export(
         Target,
         typer.Option(
             help=(
-                "cpu (the default): packed for nt_cpu, really sparse; onnx: dense, for other runtimes, with"
-                " the extra onnx."
+                "Format: cpu (the default): packed for nt_cpu, really sparse; onnx: dense, for other "
+                "runtimes, with the extra onnx."
             )
         ),
     ] = Target.cpu,
@@ -101,8 +101,8 @@ def bench(
         typer.Option(
             metavar="RUN",
             help=(
-                "The run of a packed file, whose dense weights are compared; without it predictions are not"
-                " compared."
+                "The run of a packed file, whose dense weights are compared; without it the dense "
+                "runtimes get other weights, and predictions are not compared."
             ),
         ),
     ] = None,

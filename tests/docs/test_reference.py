@@ -96,9 +96,18 @@ def test_the_page_lists_what_scale_prints_as_json(cli: str) -> None:
 
 
 def test_the_papers_page_holds_what_cost_prints(root: Path) -> None:
-    page = (root / "docs/explanation/papers.md").read_text(encoding="utf-8")
-    found = CliRunner().invoke(app, ["cost", "--markdown"]).stdout
-    assert page.endswith(found), "put the output of nt cost --markdown at the page's end"
+    assert marked(root / "docs/explanation/papers.md", "output") == {"nt cost --markdown"}
+
+
+def test_the_scale_page_holds_what_its_commands_print(root: Path) -> None:
+    page = root / "docs/explanation/scale.md"
+    shown = re.findall(
+        r"^```bash\n(nt scale [^\n]* --markdown)\n```\n\n<!-- generated: output (.*?) -->$",
+        page.read_text(encoding="utf-8"),
+        re.M,
+    )
+    assert len(shown) == page.read_text(encoding="utf-8").count("--markdown\n") > 5
+    assert all(command == generated for command, generated in shown), shown
 
 
 def test_the_page_lists_what_compare_prints_as_json(cli: str) -> None:
