@@ -206,7 +206,7 @@ class Metrics:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of `nll`; infinite beyond the range of float64."""
+        """Exponential of `nll`; infinite beyond the range of float64, which JSON has as ``null``."""
         return _exp(self.nll)
 
     @property
@@ -226,7 +226,7 @@ class Metrics:
 
     @property
     def member_perplexity(self) -> NDArray[np.float64]:
-        """Exponential of `member_nll`, (M,); infinite beyond the range of float64."""
+        """Exponential of `member_nll`, (M,); infinite beyond float64, which JSON has as ``null``."""
         return np.array([_exp(nll) for nll in self.member_nll])
 
     @property

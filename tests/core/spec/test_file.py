@@ -358,7 +358,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (small(seed=-1), "seed: input should be greater than or equal to 0; found -1"),
     (small(preset=["rigl"]), "preset: no preset ['rigl']"),
-    ({"graph": {}}, "graph.name: no architecture None; known: llama, llama_130m"),
+    ({"graph": {}}, "graph.name: no architecture None; known: llama, llama_1b"),
     ({"graph": {"name": ["mlp"]}}, "graph.name: no architecture ['mlp']"),
     (
         {"graph": {"name": "wide_restnet"}},
