@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Unit = Literal["examples", "tokens"]
-"""What metrics are means over: examples of a classifier, or tokens of a language model."""
+"""The unit of which metrics are means: examples of a classifier, or tokens of a language model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def leading(unit: Unit | str) -> Figure:
     """Return the figure that stands for a run.
 
     Args:
-        unit: what the run's metrics are means over.
+        unit: of which the run's metrics are means.
 
     Example:
         >>> leading("examples").name, leading("tokens").name

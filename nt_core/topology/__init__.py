@@ -1,6 +1,6 @@
 """Topologies: the active connections, from their declaration to each update during training.
 
-In go a declared topology, a layout of weights, and what a backend read of them; out come whole numbers for
+Input: a declared topology, a layout of weights, and their values and gradients. Output: whole numbers for
 each weight, initial values and masks, and swaps of connections. This room imports ``graph``, ``masks``,
 ``structure``, ``policies``, and the ground.
 """

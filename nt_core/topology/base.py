@@ -142,9 +142,9 @@ class DeclaredTopology(Value, ABC):
         policy: Policy | None = None,
         fraction: float | None = None,
     ) -> Mapping[str, Swap]:
-        """Choose what an update changes in each weight; nothing, where masks stay as they are.
+        """Choose the connections that an update prunes and grows in each weight; none, where masks stay.
 
-        Call :func:`nt_core.topology.update`, which checks what is read; its arguments are explained there.
+        Call :func:`nt_core.topology.update`, which checks its inputs and explains the arguments.
         """
         nothing = {each.name: moment.arrays.nonzero(each.active & ~each.active) for each in layers}
         return {name: Swap(pruned=none, grown=none) for name, none in nothing.items()}

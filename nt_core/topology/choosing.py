@@ -81,8 +81,8 @@ def redistribute(
 ) -> Mapping[str, Swap]:
     """Prune each weight's share; grow as many, divided by mean |momentum| (SNFS, algorithm 1).
 
-    The mean is that of a weight's connections before the pruning. What a weight has no room for goes to the
-    others, in the same proportion.
+    The mean is that of a weight's connections before the pruning. Connections for which a weight has no room
+    go to the others, in the same proportion.
     """
     inactive = [moment.arrays.count(~layer.active) for layer in layers]
     goes = [_count(prune, [layer], moment, fraction) for layer in layers]

@@ -1,4 +1,4 @@
-"""Every kind of topology that can be declared, and the checks of what is asked of one."""
+"""Every kind of topology that can be declared, and checks of requests to one."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _spell_out(value: Any) -> Any:
 
 
 class Semantics(Value):
-    """What families of code do differently without saying so; recorded with every result.
+    """Choices in which families of code differ without saying so; recorded with every result.
 
     Attributes:
         optimizer_step: whether the optimiser's step of an update is ``taken`` before the update (ITOP,
@@ -71,13 +71,13 @@ class Dynamic(SparseTopology):
     Attributes:
         sparsity: 1 − active / size over all sparsifiable weights.
         allocation: how the active connections are divided among weights.
-        prune: what decides who goes.
-        grow: what decides who comes.
+        prune: the criterion by which connections are pruned.
+        grow: the criterion by which connections are grown.
         drop_fraction: the share that is replaced; a number in a file means cosine from there to the end.
         interval: ΔT, optimiser steps between updates.
         scope: ``layer`` keeps each weight's count; ``global`` lets all compete and keeps the total; with
-            ``momentum`` each weight prunes its share, and what grows is divided among weights in proportion
-            to the mean |momentum| of their connections (SNFS), which keeps the total.
+            ``momentum`` each weight prunes its share, and grown connections are divided among weights in
+            proportion to the mean |momentum| of their connections (SNFS), which keeps the total.
         semantics: see :class:`Semantics`.
     """
 

@@ -27,7 +27,7 @@ class GradualPruning(SparseTopology):
     Attributes:
         sparsity: the final one.
         allocation: the final counts, where ``scope`` is ``layer``.
-        prune: what decides who goes.
+        prune: the criterion by which connections are pruned.
         begin: share of training before the first pruning.
         end: share of training at which the final sparsity is reached.
         interval: optimiser steps between prunings.

@@ -16,7 +16,7 @@ from nt_lab.data.tokenizer import SETTING, Tokenizer, open_tokenizer
 def load_text(
     data: Data, graph: BlockGraph, seed: int, stream_epoch: int | None
 ) -> tuple[Batches, Sequences]:
-    """Load what is trained on and what is tested on; see :func:`nt_lab.data.splits.load`."""
+    """Load the training data and the test data; see :func:`nt_lab.data.splits.load`."""
     tokenizer, length = _tokenizer_and_length(data, graph)
     if data.source.startswith(PREFIX):
         train, test = split_text(
@@ -38,7 +38,7 @@ def load_text(
 
 
 def load_test_text(data: Data, graph: BlockGraph) -> Sequences:
-    """Load only what is tested on; see :func:`nt_lab.data.splits.load_test`."""
+    """Load the test data alone; see :func:`nt_lab.data.splits.load_test`."""
     tokenizer, length = _tokenizer_and_length(data, graph)
     if data.source.startswith(PREFIX):
         tokens = read_text(data.source, tokenizer)

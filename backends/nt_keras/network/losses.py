@@ -49,7 +49,7 @@ def ensemble_loss(
 
 @register
 class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
-    """What :func:`ensemble_loss` makes: (B,) or (B, T) class numbers, (B, M, …, classes) logits.
+    """The loss of :func:`ensemble_loss`: (B,) or (B, T) class numbers, (B, M, …, classes) logits.
 
     (M·B,) class numbers are each member's own, member-major.
     """
@@ -92,7 +92,7 @@ class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
         return ops.sum(loss, axis=1) if self.reduction_over_members == "sum" else ops.mean(loss, axis=1)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments that ``from_config`` needs."""
         names = ("reduction_over_members", "label_smoothing", "distillation")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
@@ -102,7 +102,7 @@ class EnsembleAccuracy(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
     """Share of examples that the members together classify right.
 
     Args:
-        aggregation: what is averaged over members: ``mean_prob`` or ``mean_logit``.
+        aggregation: the average over members: ``mean_prob`` or ``mean_logit``.
 
     Example:
         >>> metric = EnsembleAccuracy()
@@ -125,7 +125,7 @@ class EnsembleAccuracy(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
         return ops.mean(ops.cast(right, self.dtype), axis=1)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments that ``from_config`` needs."""
         return {"aggregation": self.aggregation, "name": self.name, "dtype": self.dtype}
 
 
@@ -149,7 +149,7 @@ class Disagreement(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
         return ops.sum(differ, axis=(1, 2)) / max(1, members * (members - 1))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the arguments that ``from_config`` needs."""
         return {"name": self.name, "dtype": self.dtype}
 
 

@@ -35,12 +35,12 @@ class Topology:
     layer that is not trainable keeps its masks.
 
     Args:
-        model: what ``nt_keras.compile`` returned.
+        model: compiled by ``nt_keras.compile``.
         total_steps: optimiser steps of the whole training; schedules depend on it.
         seed: keys random growth and soft pruning; for Deep R, whose signs are those of initial values, the
             seed that the model was compiled with.
         policy: a policy of one's own instead of the spec's prune and grow.
-        escapes: steps that a large prune-and-grow follows whatever the schedule says, and its drop fraction;
+        escapes: steps that a large prune-and-grow follows in spite of the schedule, and its drop fraction;
             ``spec.timeline(…).escapes`` gives a plan's.
         leaving: called before each escape changes anything.
 
@@ -122,7 +122,7 @@ class Topology:
         """Update the topology if an update is due after the optimiser's last step.
 
         Returns:
-            What changed, or None.
+            The changes, or None.
 
         Raises:
             TopologyError: a weight or a gradient is not finite (no mask has changed then), an update was
@@ -202,7 +202,7 @@ class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]
     """Updates the topology while ``model.fit`` runs, and adds ``density`` to each epoch's logs.
 
     Steps are counted by the optimiser, so a training that goes on after ``keras.models.load_model`` goes on
-    with the topology's schedule too. ``fit`` calls it before other callbacks, so that they save what it left.
+    with the topology's schedule too. ``fit`` calls it before other callbacks, so that they save its results.
 
     Args:
         total_steps: optimiser steps of the whole training; schedules depend on it.

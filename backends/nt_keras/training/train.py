@@ -44,24 +44,24 @@ def train(
     members: Members | None = None,
     states: States | None = None,
 ) -> Trained[Ensemble]:
-    """Train what a spec declares; the twin of ``nt_torch.train``.
+    """Train the ensemble of a spec; the twin of ``nt_torch.train``.
 
     Args:
         spec: the ensemble; its plan says how long.
         training: the recipe.
-        data: what to train on.
+        data: the training data.
         seed: keys initial values, masks, growth and dropout.
         test: evaluated after each epoch, if given.
-        device: ``"cpu"``, ``"gpu:1"``, …; None: what Keras finds.
+        device: ``"cpu"``, ``"gpu:1"``, …; None: the one that Keras finds.
         trackers: ``"tensorboard"``, or none.
         folder: where trackers write.
-        report: receives what happens, as plain records with an ``event``: ``start``, ``step``, ``update``,
+        report: receives plain records with an ``event``: ``start``, ``step``, ``update``,
             ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state, and
             ``member`` where members are made one after another.
         members: where those go as soon as they are finished (:mod:`nt_core.checkpoint`); None: nowhere.
-        states: where its states are saved, and from the last of which it goes on if there is one, to the same
-            end, bit for bit, as if it had never stopped; ``states.clear()`` is for whoever has kept what was
-            trained. None: nowhere.
+        states: the folder of its states. If it holds one, the training resumes from the last, to the same end,
+            bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept. None: no
+            state is saved.
 
     Raises:
         DataError: there is nothing to train on, or a tracker or precision is not to be had.

@@ -1,4 +1,4 @@
-"""Hooks around the steps of an optimiser, which work whatever it is and however its calls nest."""
+"""Hooks around the steps of any optimiser, however its calls nest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StepHooks:
 
     Args:
         optimizer: whose steps are followed; earlier hooks of this kind on it are removed.
-        stepping: what is called.
+        stepping: the calls that the hooks make.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, stepping: Stepping) -> None:

@@ -39,7 +39,7 @@ class Topology:
 
     It works through PyTorch's own hooks on the optimiser. Before each step it sets the gradient of inactive
     weights to zero, so that the optimiser sees the sparse model's gradient; after it, inactive weights and
-    every tensor of optimiser state of their shape are exactly zero, whatever the optimiser did. Steps that
+    every tensor of optimiser state of their shape are exactly zero, with any optimiser. Steps that
     did not happen (gradient accumulation, a skipped step under GradScaler) do not count.
 
     Call :meth:`step` once after each optimiser step. If you clip gradients, call :meth:`mask_gradients`
@@ -47,13 +47,13 @@ class Topology:
     through PyTorch, not through ``.data``, which PyTorch does not count as a change.
 
     Args:
-        model: what ``nt_torch.compile`` returned, perhaps wrapped.
+        model: compiled by ``nt_torch.compile``, perhaps wrapped.
         optimizer: any ``torch.optim.Optimizer`` over its parameters, perhaps wrapped by accelerate.
         total_steps: optimiser steps of the whole training; schedules depend on it.
         seed: keys random growth and soft pruning; for Deep R, whose signs are those of initial values, the
             seed that the model was compiled with.
         policy: a policy of one's own instead of the spec's prune and grow.
-        escapes: steps that a large prune-and-grow follows whatever the schedule says, and its drop fraction;
+        escapes: steps that a large prune-and-grow follows in spite of the schedule, and its drop fraction;
             ``spec.timeline(…).escapes`` gives a plan's.
         leaving: called before each escape changes anything.
 
@@ -131,7 +131,7 @@ class Topology:
         """Update the topology if an update is due after the optimiser's last step.
 
         Returns:
-            What changed, or None. Calling it when the optimiser took no step does nothing.
+            The changes, or None. Calling it when the optimiser took no step does nothing.
 
         Raises:
             TopologyError: a weight is not finite; names weight and step, and no mask has changed. (A gradient
@@ -164,7 +164,7 @@ class Topology:
             remask_(local(gradient), local(masked.mask))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs beside the model's and the optimiser's state.
+        """Return the state that a resumed training needs beside the model's and the optimiser's.
 
         Apart from three numbers, that are the masks so far (as tensors: one bit for each position; of sharded
         weights, flags that are sharded too) and, where the topology reads it, the smoothed dense gradient.
@@ -178,7 +178,7 @@ class Topology:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Continue from a state of :meth:`state_dict`."""
         self.steps, self.total_steps = state["steps"], state["total_steps"]
         self._random = Random(state["seed"])
         self._seen = {m.name: m.own_seen(state["seen"][m.name]) for m in self._masked if state["seen"]}

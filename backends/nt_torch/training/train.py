@@ -59,25 +59,25 @@ def train(
     shard: bool = False,
     execution: Execution | None = None,
 ) -> Trained[Ensemble]:
-    """Train what a spec declares.
+    """Train the ensemble of a spec.
 
     Args:
         spec: the ensemble; its plan says how long.
         training: the recipe.
-        data: what to train on.
+        data: the training data.
         seed: keys initial values, masks, growth and dropout.
         test: evaluated after each epoch, if given.
-        device: ``"cpu"``, ``"cuda:1"``, …; None: what accelerate finds.
+        device: ``"cpu"``, ``"cuda:1"``, …; None: the one that accelerate finds.
         trackers: of accelerate, ``"tensorboard"`` say.
         folder: where trackers write.
-        report: receives what happens, as plain records with an ``event``: ``start``, ``step``, ``update``,
+        report: receives plain records with an ``event``: ``start``, ``step``, ``update``,
             ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state,
             ``heads`` if it was measured which way of computing them is faster, and ``member`` where members
             are made one after another.
         members: where those go as soon as they are finished (:mod:`nt_core.checkpoint`); None: nowhere.
-        states: where its states are saved, and from the last of which it goes on if there is one, to the same
-            end, bit for bit, as if it had never stopped; ``states.clear()`` is for whoever has kept what was
-            trained. None: nowhere.
+        states: the folder of its states. If it holds one, the training resumes from the last, to the same end,
+            bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept. None: no
+            state is saved.
         shard: divide weights, gradients, masks and the optimiser's state among the processes that
             ``torchrun`` started (FSDP2), instead of keeping them whole in each.
         execution: how it is computed; None: as the state that it goes on from was, else heads in a loop.
@@ -118,7 +118,7 @@ def train(
 
 
 class _Run:
-    """One training: what its steps share."""
+    """One training, from its model to its result."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Run:
         )
 
     def _evaluate(self, test: Batches | None) -> Metrics | None:
-        """Evaluate, on the main process alone; what is sharded, all compute."""
+        """Evaluate on the main process alone, or on all where weights are sharded."""
         if test is None or not (self.shard or self.accelerator.is_main_process):
             return None
         metrics = evaluate(self.topology.model, test)
