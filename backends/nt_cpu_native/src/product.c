@@ -89,7 +89,8 @@ static void build_panel(const worker *w, const op *o, const nt_geometry *g, cons
     }
 }
 
-/* Add up the products of one group of rows, block by block. */
+/* Add up the products of one group of rows, block by block. The block is the outer loop, because its weights are
+   then read from memory once for all tiles; the sums of the tiles between stay in the second-level cache. */
 static void add_blocks(const worker *w, const op *o, const part *p)
 {
     const nt_engine *e = w->engine;
@@ -102,7 +103,7 @@ static void add_blocks(const worker *w, const op *o, const part *p)
             const int64_t task = item % p->tasks, group = task / p->tiles, rows = item / p->tasks,
                           begin = task % p->tiles * NT_TILE;
             const int64_t count = p->all - begin < NT_TILE ? p->all - begin : NT_TILE;
-            if (task != built) {
+            if (task != built) { /* all parts of a tile's rows read the same panel */
                 build_panel(w, o, p->geometry, k, group, begin, count);
                 built = task;
             }

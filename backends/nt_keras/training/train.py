@@ -59,9 +59,9 @@ def train(
             ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state, and
             ``member`` where members are made one after another.
         members: where those go as soon as they are finished (:mod:`nt_core.checkpoint`); None: nowhere.
-        states: the folder of its states. If it holds one, the training resumes from the last, to the same end,
-            bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept. None: no
-            state is saved.
+        states: the folder of its states. If it holds one, the training resumes from the last, to the same
+            end, bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept.
+            None: no state is saved.
 
     Raises:
         DataError: there is nothing to train on, or a tracker or precision is not to be had.

@@ -75,9 +75,9 @@ def train(
             ``heads`` if it was measured which way of computing them is faster, and ``member`` where members
             are made one after another.
         members: where those go as soon as they are finished (:mod:`nt_core.checkpoint`); None: nowhere.
-        states: the folder of its states. If it holds one, the training resumes from the last, to the same end,
-            bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept. None: no
-            state is saved.
+        states: the folder of its states. If it holds one, the training resumes from the last, to the same
+            end, bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept.
+            None: no state is saved.
         shard: divide weights, gradients, masks and the optimiser's state among the processes that
             ``torchrun`` started (FSDP2), instead of keeping them whole in each.
         execution: how it is computed; None: as the state that it goes on from was, else heads in a loop.

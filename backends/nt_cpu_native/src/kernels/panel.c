@@ -1,4 +1,8 @@
-/* Panels: input copied, shifted and padded for a tile. */
+/* Panels: input copied, shifted and padded for a tile.
+
+   A convolution reads each input once for each kernel element. The copies are made here, once for a tile and all
+   rows of the matrix, so that a connection is one offset and its numbers are whole aligned lines. A panel is about
+   as large as the first-level cache, because every row reads all over it. */
 #include "vectors.h"
 
 #include <string.h>
@@ -45,7 +49,7 @@ static void pad_row(const nt_geometry *g, const nt_panel *p, int64_t c, const fl
     for (int64_t r = 0; r < rows; r++)                                                                        \
         memcpy(to + r * (width), from + r * step, (size_t)(width) * sizeof(float))
 
-/* Copy whole rows; the sizes that are common are copied without a call. */
+/* Copy whole rows; the sizes that are common are copied without a call, because a call takes longer than the copy. */
 static inline void copy_rows(float *to, const float *from, int64_t rows, int64_t width, int64_t step)
 {
     if (width == 8)

@@ -1,4 +1,9 @@
-/* Rows of a sparse matrix over a panel: where nearly all of the time goes. */
+/* Rows of a sparse matrix over a panel: where nearly all of the time goes.
+
+   A row's connections stand one after another, so weights and offsets are read once, from front to back, and the
+   processor fetches them by itself. Each connection multiplies a whole tile: its weight is loaded once for all
+   positions of the tile, whose sums stay in registers until the row ends. A gather for each position would load
+   as many numbers, but none of them in one piece. */
 #include "vectors.h"
 
 #include <string.h>
@@ -64,6 +69,9 @@
 
 enum { AHEAD = 512 }; /* connections that are fetched early */
 
+/* The streams are larger than the second-level cache, and the processor's own prefetcher stops at the end of each
+   page of 4 KiB. Addresses are integers here, because a pointer beyond the end of an array is undefined in C even if
+   nothing is read there; a prefetch of an address that does not exist does nothing. */
 static inline void fetch_early(const float *weights, const uint16_t *offsets, int64_t begin, int64_t end)
 {
     for (int64_t k = begin; k < end; k += 16) {
@@ -125,6 +133,7 @@ void NT_OF(rows)(const nt_rows *task)
         kernel[(left < 8 ? left : 8) - 1](task, part);
 }
 
+/* Aligned to 4 bytes, because rows begin at any connection; may_alias, because the numbers are floats elsewhere. */
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* Four inputs. Their offsets come in one load, for loads are what this kernel waits for. */
@@ -151,7 +160,7 @@ static void load_dots(const nt_rows *t)
     int64_t k = 0;
     for (int64_t r = 0; r < t->count; r++) {
         const int64_t end = k + t->counts[r];
-        four sums[4] = {{0}};
+        four sums[4] = {{0}}; /* four, because each waits for its own last multiply-add */
         for (; k + 31 < end; k += 32) {
             fetch_early(weights, offsets, k, k + 32);
             for (int i = 0; i < 32; i += 4)
