@@ -3,3 +3,7 @@
 In go names and records, out come chosen backends, specs, and folders that are complete or can be continued.
 This room imports no other.
 """
+
+from nt_lab.runs.folder import RunFolder
+
+__all__ = ["RunFolder"]
