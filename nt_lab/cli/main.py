@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,6 @@ from nt_lab.cli.options import (
     SetOption,
     SpecArgument,
 )
-from nt_lab.runs import signals
 
 if TYPE_CHECKING:
     from nt_core import EnsembleSpec, RunSpec
@@ -40,9 +40,6 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except signals.Interrupted as interrupted:
-            console.show_note(str(interrupted))
-            raise typer.Exit(interrupted.exit_code) from None
         except ValueError as error:
             from nt_core.errors import NeuroTrailsError
 
@@ -60,6 +57,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[Callable[[], bool]]:
+    """End the command with the code that shells expect, once a signal has stopped the training."""
+    from nt_lab.runs import signals
+
+    try:
+        with signals.stopping(folder) as stopping:
+            yield stopping
+    except signals.Interrupted as interrupted:
+        console.show_note(str(interrupted))
+        raise typer.Exit(interrupted.exit_code) from None
 
 
 def _version(wanted: bool) -> None:
@@ -261,7 +271,7 @@ def train(
     }
     if problem := processes.restart_problem():
         typer.echo(f"warning: {problem}", err=True)
-    with signals.stopping(folder) as stopping:
+    with _stopping(folder) as stopping:
         settings["stopping"] = stopping
         if processes.rank() > 0:
             lab.train(run, folder, **settings)
