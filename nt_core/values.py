@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Self, get_args
 
@@ -171,3 +171,17 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _tag(model: type[BaseModel]) -> object:
     return model.model_fields["kind"].default if "kind" in model.model_fields else None
+
+
+def differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the places where two nested plain values differ: path, wanted, found.
+
+    Example:
+        >>> list(differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}))
+        [('b.c', 2, 3), ('b.d', None, 4)]
+    """
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        for key in dict.fromkeys([*wanted, *found]):
+            yield from differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else str(key))
+    elif wanted != found:
+        yield path, wanted, found

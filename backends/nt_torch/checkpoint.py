@@ -94,6 +94,6 @@ def fill(model: Ensemble, saved: Checkpoint) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None:
             module.num_batches_tracked.zero_()
     for name, value in saved.values.items():
-        model.array(name).copy_(torch.from_numpy(value))
+        model.stored(name).copy_(torch.from_numpy(value))
     for name, mask in saved.masks.items():
         model.set_mask(name, mask)

@@ -45,15 +45,17 @@ def compile(  # noqa: A001
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.num_batches_tracked is not None:
                 module.num_batches_tracked.zero_()
         # Masks first: making one takes several times its size, and unfilled parameters take no memory.
+        masks = {}
         for name, mask in initial_masks(spec.topology, spec.layout, seed):
-            model.register_mask(name, mask)
+            masks[name] = model.register_mask(name, mask)
             del mask
         in_place = dtype == torch.float32 and find_device(device).type == "cpu"
-        memory = (lambda placed: model.array(placed.name).detach().numpy()) if in_place else None
+        memory = (lambda placed: model.stored(placed.name).detach().numpy()) if in_place else None
         for name, value in initial_values(spec.layout, seed, into=memory):
-            array, active = model.array(name), model.mask(name)
+            array = model.stored(name)
             if not in_place:
                 array.copy_(torch.from_numpy(value))
-            if active is not None:
-                array.masked_fill_(~active, 0)
+            if name in masks:
+                array.masked_fill_(~masks[name], 0)
+        model.zeros.note()
     return model

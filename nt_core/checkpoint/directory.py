@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.errors import CheckpointError, NeuroTrailsError, TopologyError
 from nt_core.files import expect_dtypes, expect_file, read_json, write_atomically
 from nt_core.masks import Mask
 from nt_core.metrics import Aggregation, Fitted
@@ -211,8 +211,8 @@ def expect_values(checkpoint: Checkpoint) -> None:
     """Check that the values and masks of a checkpoint fit its spec.
 
     Raises:
-        CheckpointError: a value is missing, it or its mask has another shape than the spec says, or an
-            inactive element is not 0.
+        CheckpointError: a value is missing, it or its mask has another shape than the spec says, an inactive
+            element is not 0, or more or fewer are active than the spec declares.
     """
     for placed in checkpoint.spec.layout.weights:
         value = checkpoint.values.get(placed.name)
@@ -234,6 +234,17 @@ def expect_values(checkpoint: Checkpoint) -> None:
                 f"weight {placed.name!r}: {lost} inactive elements are not 0 and would be lost; set them "
                 "to 0, or make them active in the mask"
             )
+    spec = checkpoint.spec
+    counts = {
+        placed.name: checkpoint.masks[placed.name].count
+        if placed.name in checkpoint.masks
+        else placed.weight.size
+        for placed in spec.layout.sparsifiable
+    }
+    try:
+        spec.expect_counts(counts)
+    except TopologyError as error:
+        raise CheckpointError(f"masks: {error}") from None
 
 
 def _to_csr(name: str, value: NDArray[Any], mask: Mask) -> dict[str, NDArray[Any]]:

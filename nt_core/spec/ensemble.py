@@ -21,7 +21,7 @@ from nt_core.structure import (
     Reduction,
     Single,
 )
-from nt_core.topology import TOPOLOGIES, AnyTopology, DeclaredTopology, Dense
+from nt_core.topology import TOPOLOGIES, AnyTopology, DeclaredTopology, Dense, expect_counts
 from nt_core.training import AnyPlan, ExploreRefine, OneRun, Ratio, Timeline, longest_of
 from nt_core.values import Value
 
@@ -157,6 +157,17 @@ class EnsembleSpec(Value):
     def counts(self) -> Mapping[str, int]:
         """How many elements of each sparsifiable weight are active (at the end, where that changes)."""
         return self.topology.final_counts(self.layout)
+
+    def expect_counts(self, counts: Mapping[str, int]) -> None:
+        """Check that a model has as many active connections as its topology declares.
+
+        Args:
+            counts: number of active elements of each sparsifiable weight.
+
+        Raises:
+            TopologyError: there are more, or fewer; the message names the first weight.
+        """
+        expect_counts(self.topology, self.layout, counts)
 
     @property
     def members(self) -> int:

@@ -25,7 +25,7 @@ from nt_core.topology.by_saliency import (
     saliency_masks,
 )
 from nt_core.topology.choosing import share_of
-from nt_core.topology.declared import TOPOLOGIES, AnyTopology, expect_escapes, expect_shardable
+from nt_core.topology.declared import TOPOLOGIES, AnyTopology, expect_counts, expect_escapes, expect_shardable
 from nt_core.topology.dynamic import DropFraction, Dynamic, Semantics
 from nt_core.topology.exploration import Bits, pack, seen_with, unpack
 from nt_core.topology.gradual import GradualPruning
@@ -60,6 +60,7 @@ __all__ = [
     "allocate",
     "draw",
     "expect_chosen",
+    "expect_counts",
     "expect_escapes",
     "expect_prunable",
     "expect_shardable",

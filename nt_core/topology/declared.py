@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from nt_core.errors import TopologyError
+from nt_core.structure import Layout
 from nt_core.topology.at_init import PruneAtInit
 from nt_core.topology.base import DeclaredTopology
 from nt_core.topology.dynamic import Dynamic
@@ -36,6 +37,41 @@ def expect_escapes(escapes: Mapping[int, float], topology: DeclaredTopology) -> 
                 f"escapes: expected a drop fraction above 0 and at most 1 after step {step}, found {fraction}"
             )
     return escapes
+
+
+def expect_counts(topology: DeclaredTopology, layout: Layout, counts: Mapping[str, int]) -> None:
+    """Check that a model has as many active connections as its topology declares.
+
+    Where weights compete, the total is declared; otherwise, the count of each weight. While connections are
+    pruned gradually, a count lies between the first and the last.
+
+    Args:
+        topology: of the model.
+        layout: of the model.
+        counts: number of active elements of each sparsifiable weight.
+
+    Raises:
+        TopologyError: there are more, or fewer; the message names the first weight.
+
+    Example:
+        >>> from nt_core import EnsembleSpec
+        >>> import nt_models
+        >>> graph = nt_models.mlp(inputs=8, hidden=(4,), classes=3)
+        >>> spec = EnsembleSpec(graph=graph, topology=Static(sparsity=0.5))
+        >>> expect_counts(spec.topology, spec.layout, spec.counts)
+    """
+    last, first = topology.final_counts(layout), topology.initial_counts(layout)
+    if topology.competition != "layer":
+        last, first = {"all weights": sum(last.values())}, {"all weights": sum(first.values())}
+        counts = {"all weights": sum(counts.values())}
+    for name, fewest in last.items():
+        most = max(fewest, first[name])
+        if not fewest <= counts[name] <= most:
+            expected = str(fewest) if fewest == most else f"{fewest} to {most}"
+            raise TopologyError(
+                f"{name}: expected {expected} active connections, as the topology declares, found "
+                f"{counts[name]}; an average of masks is their union, so average weights alone"
+            )
 
 
 def expect_shardable(topology: DeclaredTopology) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from nt_core.errors import SpecError
+from nt_torch.network.batched import Read
 from nt_torch.network.parts import PartModule, Step, Values, run_stages
 from nt_torch.processes.shards import is_sharded
 
@@ -23,24 +26,53 @@ def run_batched(heads: Sequence[PartModule], values: Values, *, recompute: bool 
     Returns:
         The heads' outputs, (M, B, …).
 
+    An op whose modules somebody has changed since they were compiled (a hook, another class such as
+    SyncBatchNorm, the momentum of a norm, one head in evaluation mode) is computed by those modules, one head
+    after another.
+
     Raises:
-        SpecError: the heads' weights are sharded, or only some of the heads are in training mode.
+        SpecError: the heads' weights are sharded.
     """
     _expect_possible(heads)
 
     def compute(step: Step, inputs: list[Tensor]) -> Tensor:
         read = [(x, ref not in values) for x, ref in zip(inputs, step.inputs, strict=True)]
-        return step.batched(step.op, [head.ops[step.key] for head in heads], read)
+        modules = [head.ops[step.key] for head in heads]
+        if all(_as_compiled(step, module, modules[0].training) for module in modules):
+            return step.batched(step.op, modules, read)
+        return torch.stack([module(*_of_head(i, read)) for i, module in enumerate(modules)])
 
     return run_stages(heads, values, compute, recompute=recompute)
 
 
+def have_hooks(modules: Sequence[nn.Module]) -> bool:
+    """Return whether a call of a module would do more than compute its result."""
+    everywhere = nn.modules.module
+    return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks) or any(
+        each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks
+        for each in modules
+    )
+
+
+def _as_compiled(step: Step, module: nn.Module, training: bool) -> bool:
+    """Return whether a head's module computes what its op says, as the other heads' modules do."""
+    if type(module) is not step.kind or module.training is not training or have_hooks([module]):
+        return False
+    op: Any = step.op
+    match module:
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return (module.momentum, module.eps, module.track_running_stats) == (op.momentum, op.eps, True)
+        case nn.Dropout():
+            return bool(module.p == op.rate)
+        case _:
+            return True
+
+
+def _of_head(number: int, read: Read) -> list[Tensor]:
+    return [x[number] if own else x for x, own in read]
+
+
 def _expect_possible(heads: Sequence[PartModule]) -> None:
-    if len({head.training for head in heads}) > 1:
-        raise SpecError(
-            "execution.heads: batched needs all heads in training mode, or all in evaluation mode; found "
-            f"{sum(head.training for head in heads)} of {len(heads)} in training; choose loop"
-        )
     if any(is_sharded(parameter) for parameter in heads[0].parameters()):
         raise SpecError(
             "execution.heads: batched needs whole weights, but processes hold parts of them (fully_shard); "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nt_torch.network.execution import Execution, why_not_batched
 from nt_torch.network.model import Ensemble
-from nt_torch.network.parts import MASK
+from nt_torch.network.zeros import MASK
 
 WARM_UP: Final = 2
 ROUNDS: Final = 5

@@ -10,10 +10,11 @@ from nt_core import DataError, EnsembleSpec
 from nt_core.graph import INPUT
 from nt_core.masks import Mask
 from nt_torch.network.execution import Execution
-from nt_torch.network.heads import run_batched
+from nt_torch.network.heads import have_hooks, run_batched
 from nt_torch.network.losses import ensemble_loss
 from nt_torch.network.members import from_examples, from_rows
-from nt_torch.network.parts import MASK, PartModule, module_key
+from nt_torch.network.parts import PartModule, module_key
+from nt_torch.network.zeros import MASK, Zeros
 from nt_torch.processes.shards import whole
 
 
@@ -23,10 +24,15 @@ class Ensemble(nn.Module):
     The model is an ordinary module. Its weights are dense parameters with exact zeros where a connection is
     inactive. Each masked ``weight`` has a boolean buffer ``weight_mask``. Heads share the backbone's output.
 
+    The zeros hold whenever the model computes, is asked for a weight, or is saved, because a weight that
+    somebody wrote to (an average of weights, an optimiser without a :class:`nt_torch.Topology`, a copy) is
+    masked before it is used. A forward pass that ``torch.compile`` has compiled does not look.
+
     Attributes:
         spec: of the ensemble.
         backbone: module of the shared blocks; None where members share nothing.
         heads: one module for each member.
+        zeros: keeps inactive weights at zero.
         execution: execution options, which may be changed at any time.
     """
 
@@ -34,6 +40,8 @@ class Ensemble(nn.Module):
         super().__init__()
         self.spec = spec
         self.execution = Execution()
+        self.zeros = Zeros()
+        self.register_load_state_dict_post_hook(_take_loaded)  # type: ignore[no-untyped-call]
         layout = spec.layout
         shapes, output = layout.graph.shapes, layout.graph.output
         self.backbone = (
@@ -58,6 +66,8 @@ class Ensemble(nn.Module):
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
                 "images are (batch, channels, height, width)"
             )
+        if not torch.compiler.is_compiling():
+            self.zeros.settle()
         values = {INPUT: from_examples(layout, x, training=self.training)}
         execution, output = self.execution, layout.graph.output
         recompute = execution.activation_checkpointing and self.training and torch.is_grad_enabled()
@@ -65,7 +75,7 @@ class Ensemble(nn.Module):
             values = self.backbone(values, recompute=recompute)
         if not self.heads:
             return from_rows(layout, values[output])
-        if execution.heads == "batched":
+        if execution.heads == "batched" and not have_hooks([*self.heads]):
             return run_batched([*self.heads], values, recompute=recompute)[output]
         return torch.stack([head(values, recompute=recompute)[output] for head in self.heads])
 
@@ -115,6 +125,11 @@ class Ensemble(nn.Module):
 
         Do not keep the result, because wrappers may replace parameters.
         """
+        self.zeros.settle((name,))
+        return self.stored(name)
+
+    def stored(self, name: str) -> Tensor:
+        """Return the same without looking whether inactive elements are zero, to fill it."""
         found = getattr(self.owner(name), self._paths[name].rpartition(".")[2])
         assert isinstance(found, Tensor)
         return found
@@ -125,7 +140,10 @@ class Ensemble(nn.Module):
 
     def mask(self, name: str) -> Tensor | None:
         """Return the boolean mask of a weight, True where active; None: no mask."""
-        return getattr(self.owner(name), MASK, None) if name.endswith(".weight") else None
+        if not name.endswith(".weight"):
+            return None
+        self.zeros.settle((name,))
+        return getattr(self.owner(name), MASK, None)
 
     @property
     def masked(self) -> tuple[str, ...]:
@@ -143,13 +161,22 @@ class Ensemble(nn.Module):
         """Give a weight a mask and set its inactive elements to zero."""
         active = self.register_mask(name, mask)
         with torch.no_grad():
-            self.array(name).masked_fill_(~active, 0)
+            self.stored(name).masked_fill_(~active, 0)
+        self.zeros.note((name,))
 
     def register_mask(self, name: str, mask: Mask) -> Tensor:
         """Register a mask beside a weight, whose values are unchanged, and return it as a tensor."""
-        active = torch.from_numpy(mask.dense()).to(self.array(name).device)
-        self.owner(name).register_buffer(MASK, active)
+        active = torch.from_numpy(mask.dense()).to(self.stored(name).device)
+        owner = self.owner(name)
+        owner.register_buffer(MASK, active)
+        self.zeros.add(name, owner)
         return active
+
+
+def _take_loaded(model: nn.Module, _: object) -> None:
+    """Take masks as a state has them, which may be denser than the model's were."""
+    assert isinstance(model, Ensemble)
+    model.zeros.forget()
 
 
 def fast_layout(model: Ensemble) -> Ensemble:

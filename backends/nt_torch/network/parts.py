@@ -16,20 +16,18 @@ from nt_torch.network.batched import BATCHED, Batched
 from nt_torch.network.lowering import LOWERINGS
 from nt_torch.network.recomputation import recomputed
 
-MASK = "weight_mask"
-"""Name of the buffer beside a masked ``weight``: bool, True where a connection is active."""
-
 Values = dict[str, Tensor]
 """Tensors by their references."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Computation of one op: its batched function, the key of its module, its inputs and its output."""
+    """Computation of one op: its batched function, the key and class of its module, inputs and output."""
 
     op: Op
     batched: Batched
     key: str
+    kind: type[nn.Module]
     inputs: tuple[str, ...]
     output: str
 
@@ -80,10 +78,10 @@ class PartModule(nn.Module):
                         f"block {block.name!r}, op {node.name!r}: PyTorch names it {key!r}, which is taken; "
                         "rename the block: a dot and an underscore are the same there"
                     )
-                self.ops[key] = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
-                steps.append(
-                    Step(node.op, BATCHED[type(node.op)], key, node.inputs, f"{block.name}/{node.name}")
-                )
+                module = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
+                self.ops[key] = module
+                output = f"{block.name}/{node.name}"
+                steps.append(Step(node.op, BATCHED[type(node.op)], key, type(module), node.inputs, output))
             blocks.append(steps)
         self.stages = tuple(_stages(blocks, gives))
         self.gives = gives

@@ -40,10 +40,28 @@ def from_main(make: Callable[[], T]) -> T:
 
 def group_of(model: nn.Module) -> Any:
     """Return the group of processes that average a model's gradients; None: a single process."""
+    parallel = _data_parallel(model)
+    if parallel is None or distributed.get_world_size(parallel.process_group) == 1:
+        return None
+    return parallel.process_group
+
+
+def was_reduced(model: nn.Module) -> bool:
+    """Return whether a model's gradients are those of all processes; not so after a pass under ``no_sync``.
+
+    Example:
+        >>> was_reduced(nn.Linear(2, 3))
+        True
+    """
+    parallel = _data_parallel(model)
+    return parallel is None or bool(parallel.require_forward_param_sync)
+
+
+def _data_parallel(model: nn.Module) -> DistributedDataParallel | None:
     inner: Any = model
     while isinstance(inner, nn.Module):
         if isinstance(inner, DistributedDataParallel):
-            return inner.process_group if distributed.get_world_size(inner.process_group) > 1 else None
+            return inner
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
     return None
 

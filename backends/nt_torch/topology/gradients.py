@@ -48,12 +48,17 @@ class DenseGradients:
         return (kept.dense for kept in self._kept.values())
 
     def keep(self, masked: MaskedWeight, gradient: Tensor) -> None:
-        """Copy a weight's gradient, before it is masked; add to the copy if a backward pass came since."""
+        """Copy a weight's gradient, before it is masked; add to the copy if a backward pass came since.
+
+        A gradient that is zero wherever the mask is was masked before, and perhaps clipped since.
+        """
         kept, mask = self._kept.get(masked.name), masked.mask
-        if kept is None or kept.source is not gradient:
-            self._kept[masked.name] = _Kept(gradient, gradient.clone())
-        elif bool(gradient.masked_fill(mask, 0).any()):  # a backward since; clipping leaves zeros zero
+        if kept is not None and not bool(gradient.masked_fill(mask, 0).any()):
+            self._kept[masked.name] = _Kept(gradient, kept.dense)
+        elif kept is not None and kept.source is gradient:
             self._kept[masked.name] = _Kept(gradient, torch.where(mask, gradient, kept.dense + gradient))
+        else:
+            self._kept[masked.name] = _Kept(gradient, gradient.clone())
 
     def forget(self) -> None:
         """Drop the present step's; the mean stays."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from nt_core.random import Stream
 from nt_core.structure import PlacedWeight
 from nt_core.topology import AnyTopology, Bits, draw, expect_shardable, pack, unpack
 from nt_torch.network.model import Ensemble, as_numpy
-from nt_torch.network.parts import MASK
+from nt_torch.network.remask import remask_
+from nt_torch.network.zeros import MASK, Version, version
 from nt_torch.processes.shards import ShardedArrays, first_row, is_sharded, like, local, placed_like
-from nt_torch.topology.remask import remask_
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,10 @@ class MaskedWeight:
         """Shard the mask like the weight, if the weight is sharded."""
         self.owner.register_buffer(MASK, like(self.weight, self.mask))
 
-    def version(self) -> tuple[int, int]:
+    def version(self) -> Version:
         """Identity of the weight's present contents, because PyTorch counts every change in place."""
-        return id(self.weight), local(self.weight)._version
+        weight = self.weight
+        return id(weight), *version(local(weight))[1:]
 
     def layer(self, gradient: Tensor | None, momentum: Tensor | None = None, *, on_device: bool) -> Layer:
         """Return the arrays of this process's part for a policy: flat, on its device or as NumPy arrays."""
@@ -118,13 +118,14 @@ class MaskedWeight:
             weight.copy_(values.view(weight.shape))
 
     @torch.no_grad()
-    def remask(self, state: Mapping[str, Any]) -> None:
-        """Set inactive elements to zero, in the weight and in every tensor of its shape in ``state``."""
-        weight, mask = self.weight.detach(), local(self.mask)
-        remask_(local(weight), mask)
-        for value in state.values():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
-                remask_(local(value), mask)
+    def remask(self) -> None:
+        """Set inactive elements of the weight to zero."""
+        remask_(local(self.weight.detach()), local(self.mask))
+
+    @torch.no_grad()
+    def any_inactive(self) -> bool:
+        """Return whether an inactive element of this process's part is not zero."""
+        return bool(local(self.weight.detach()).masked_fill(local(self.mask), 0).any())
 
 
 def masked_weights(model: Ensemble) -> tuple[MaskedWeight, ...]:

@@ -18,7 +18,7 @@ from nt_core.topology import AnySaliency, Grasp, expect_prunable, masks_of_parts
 from nt_torch.network.execution import Execution
 from nt_torch.network.losses import ensemble_loss
 from nt_torch.network.model import Ensemble, as_numpy, unwrap
-from nt_torch.network.parts import MASK
+from nt_torch.network.zeros import MASK
 
 
 def prune_at_init(
@@ -55,7 +55,7 @@ def prune_at_init(
     for name, mask in masks_of_parts(layout, masks, seed):
         if layout.divided:
             with torch.no_grad():
-                ensemble.array(name).copy_(judged.array(layout.source(name)))
+                ensemble.stored(name).copy_(judged.array(layout.source(name)))
         ensemble.set_mask(name, mask)
 
 

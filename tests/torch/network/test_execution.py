@@ -1,5 +1,6 @@
 """Heads in a loop or batched, blocks computed once or twice: the same numbers, masks and statistics."""
 
+import copy
 import sys
 from functools import partial
 
@@ -177,12 +178,52 @@ def test_what_cannot_be_batched_says_why(structure, message):
     assert model.execution == Execution()
 
 
-def test_heads_of_two_modes_are_refused():
-    model = nt_torch.compile(spec_of(GRAPHS["mlp"]))
-    model.execution = Execution(heads="batched")
+def one_head_in_evaluation_mode(model):
     model.heads[1].eval()
-    with pytest.raises(SpecError, match="found 2 of 3 in training; choose loop"):
-        model(torch.zeros(2, 6))
+
+
+def norms_that_average_for_ever(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+
+
+def norms_of_all_processes(model):
+    for i, head in enumerate(model.heads):
+        model.heads[i] = torch.nn.SyncBatchNorm.convert_sync_batchnorm(head)
+
+
+def a_hook_on_one_module(model):
+    module = next(m for m in model.heads[2].modules() if isinstance(m, torch.nn.Conv2d))
+    module.register_forward_hook(lambda _, inputs, output: 2 * output)
+
+
+def a_hook_on_a_head(model):
+    model.heads[0].register_forward_hook(lambda _, inputs, values: {k: 2 * v for k, v in values.items()})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_head_in_evaluation_mode,
+        norms_that_average_for_ever,
+        norms_of_all_processes,
+        a_hook_on_one_module,
+        a_hook_on_a_head,
+    ],
+)
+def test_modules_that_somebody_changed_compute_what_they_compute_in_a_loop(change):
+    """So torch.optim.swa_utils.update_bn, SyncBatchNorm and any module hook mean the same for all heads."""
+    graph = nt_models.wide_resnet(depth=10, width=1, classes=4, size=8, channels=1)
+    start, x, found = nt_torch.compile(spec_of(graph), seed=0), torch.randn(6, 1, 8, 8), []
+    change(start)
+    for heads in ("loop", "batched"):
+        model = copy.deepcopy(start)
+        model.execution = Execution(heads=heads)
+        logits = [model(x + number) for number in range(2)]
+        found.append([*logits, *(buffer for name, buffer in model.named_buffers() if "running" in name)])
+    for loop, batched in zip(*found, strict=True):
+        torch.testing.assert_close(loop, batched, rtol=1e-4, atol=1e-5)
 
 
 def test_computing_again_keeps_less():

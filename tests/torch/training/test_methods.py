@@ -18,11 +18,11 @@ BETA = 0.75
 SNFS = Dynamic(sparsity=0.7, grow=Momentum(beta=BETA), scope="momentum", interval=2, drop_fraction=0.5)
 
 
-def made(topology=SNFS, *, structure=None, lr=0.1, total=20, seed=0):
+def made(topology=SNFS, *, structure=None, lr=0.1, total=20, seed=0, keys=0):
     spec = EnsembleSpec(graph=GRAPH, structure=structure or Single(), topology=topology)
     model = nt_torch.compile(spec, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    return model, optimizer, nt_torch.Topology(model, optimizer, total_steps=total, seed=seed)
+    return model, optimizer, nt_torch.Topology(model, optimizer, total_steps=total, seed=keys)
 
 
 def backward(model, number, scaled=lambda loss: loss):
@@ -66,7 +66,7 @@ def test_momentum_is_the_exponential_mean_of_dense_gradients_counted_once_for_ea
         if number < 1:  # so that no update changes the masks, and with them the gradients
             topology.step()
         else:
-            topology._unseen_step = False
+            topology._steppers[0].stepped = False
             topology._gradients.forget()
         optimizer.zero_grad()
     for name, mean in expected.items():
@@ -147,7 +147,7 @@ def test_exploration_is_the_union_of_all_masks_and_survives_a_stop():
 
 
 def test_deep_r_reads_the_signs_that_compile_drew():
-    model, optimizer, topology = made(PRESETS["deep_r"](GRAPH, sparsity=0.5).topology, lr=0.0, seed=7)
+    model, optimizer, topology = made(PRESETS["deep_r"](GRAPH, sparsity=0.5).topology, lr=0.0, seed=7, keys=7)
     (changed,) = train(model, optimizer, topology, 1)
     assert sum(changed.pruned.values()) == 0
     weight = model.array("head1/hidden1/linear1.weight")
