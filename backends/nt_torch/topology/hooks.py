@@ -54,7 +54,7 @@ class StepHooks:
         self._outermost: FrameType | None = None
         self._handles = []
         for optimizer in optimizers:
-            if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            if not hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
                 continue  # a wrapper without its base's __init__, whose steps are the inner one's
             if (earlier := _ATTACHED.get(optimizer)) is not None and (hooks := earlier()) is not None:
                 hooks.remove()
