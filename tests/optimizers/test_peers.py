@@ -10,10 +10,11 @@ import pytorch_optimizer as po
 import schedulefree
 import torch
 import torchao.optim as ao
-from by_hand import SPEC, expect_equal
+from by_hand import SPEC, expect_elementwise, expect_equal
 
 import nt_torch
 from nt_core import Dynamic
+from nt_torch.topology.state import KNOWN
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -92,6 +93,23 @@ def test_at_least_25_are_tried():
 @pytest.mark.parametrize("name", MAKES)
 def test_the_trajectory_is_that_of_masking_by_hand(name):
     expect_equal(lambda model: MAKES[name](list(model.parameters())))
+
+
+TABLE = [
+    (package, name)
+    for package, classes in KNOWN.items()
+    for name in classes
+    if package in {"heavyball", "pytorch_optimizer", "schedulefree"} and name not in {"Lookahead", "Muon"}
+]
+
+
+@pytest.mark.parametrize(("package", "name"), TABLE)
+def test_elementwise_state_is_permuted_with_the_weight(package, name):
+    kind = getattr(
+        {"heavyball": heavyball, "pytorch_optimizer": po, "schedulefree": schedulefree}[package], name
+    )
+    settings = {"compile_step": False} if package == "heavyball" else {}
+    expect_elementwise(lambda params: kind(params, lr=1e-2, **settings), KNOWN[package][name])
 
 
 def test_sharpness_aware_minimisation_by_closure():

@@ -10,6 +10,7 @@ from torch import nn
 import nt_models
 import nt_torch
 from nt_core import EnsembleSpec, MultiHead, Static
+from nt_torch.topology.state import leaves
 
 STEPS = 12
 SPEC = EnsembleSpec(
@@ -69,7 +70,35 @@ def expect_equal(make: Make, *, closure: bool = False, tolerance: float = 0.0) -
     start = nt_torch.compile(SPEC, seed=3)
     for name in ours.masked:
         a, b, mask = ours.stored(name), theirs.stored(name), ours.mask(name)
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            a, b, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
         assert not a[~mask].any()
         assert a.isfinite().all()
     assert any(not torch.equal(ours.stored(name), start.stored(name)) for name in ours.masked)
+
+
+def expect_elementwise(make: Callable[[list[nn.Parameter]], Any], names: str) -> None:
+    """Check that state is permuted as the elements of weight and gradients are.
+
+    Args:
+        make: optimiser of one parameter.
+        names: the state's, as in ``nt_torch.topology.state.KNOWN``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    value, *gradients = torch.randn(5, 6, 6, generator=generator)
+    order = torch.randperm(value.numel(), generator=generator)
+    states = []
+    for shuffled in (False, True):
+        torch.manual_seed(0)
+        weight = nn.Parameter(value.reshape(-1)[order].view(6, 6) if shuffled else value.clone())
+        optimizer = make([weight])
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        for gradient in gradients:
+            weight.grad = gradient.reshape(-1)[order].view(6, 6) if shuffled else gradient.clone()
+            optimizer.step()
+        states.append(dict(leaves(optimizer.state[weight])))
+    found = {each.partition("=")[0] for each in names.split()} & set(states[0])
+    for key in found:
+        torch.testing.assert_close(states[0][key].reshape(-1)[order], states[1][key].reshape(-1))

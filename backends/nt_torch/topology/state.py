@@ -29,7 +29,6 @@ KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
         "Adam": _ADAM,
         "AdamW": _ADAM,
         "Adamax": "exp_avg exp_inf",
-        "LBFGS": "",
         "Muon": "momentum_buffer",
         "NAdam": "exp_avg exp_avg_sq",
         "RAdam": "exp_avg exp_avg_sq",
@@ -53,7 +52,6 @@ KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
         "LaProp": "update_by_laprop_exp_avg update_by_laprop_exp_avg_sq",
         "Muon": "nesterov_ema_momentum",
         "SFAdamW": "scale_by_exp_avg_sq_exp_avg_sq update_by_schedule_free_z",
-        "SOAP": "scale_by_soap_exp_avg",
     },
     "pytorch_optimizer": {
         "ADOPT": "exp_avg exp_avg_sq",
@@ -143,12 +141,12 @@ class OptimizerState:
                 if bool((inactive != self._birth(name, weight)).any()):
                     del self._births[name]
 
-    def say_what_stays(self, weights: Mapping[str, Tensor]) -> None:
+    def say_what_stays(self) -> None:
         """Warn once of the state of an unknown optimiser, which keeps what pruned connections left there."""
         if self._said or self._is_known:
             return
-        for weight in weights.values():
-            names = {name for name, value in self._leaves(weight) if value.numel() > 1} - set(self._births)
+        for state in self.optimizer.state.values():
+            names = {name for name, value in leaves(state) if value.numel() > 1} - set(self._births)
             if names:
                 self._said = True
                 kind = type(self.optimizer)
@@ -170,7 +168,7 @@ class OptimizerState:
         return float(group.get(birth, 0.0))
 
     def _leaves(self, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-        yield from _leaves(self.optimizer.state.get(weight, {}))
+        yield from leaves(self.optimizer.state.get(weight, {}))
 
 
 def known_classes() -> Set[str]:
@@ -187,17 +185,17 @@ def _known(kind: type) -> Mapping[str, Any] | None:
     return {name: option or 0 for name, _, option in parts}
 
 
-def _leaves(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def leaves(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield the float tensors of a nested state, named by the innermost dictionary, without a number."""
     if isinstance(state, Tensor):
         if state.is_floating_point():
             yield name, state
     elif isinstance(state, Mapping):
         for key, value in state.items():
-            yield from _leaves(value, re.sub(r"_\d+$", "", key) if isinstance(key, str) else name)
+            yield from leaves(value, re.sub(r"_\d+$", "", key) if isinstance(key, str) else name)
     elif isinstance(state, list | tuple):
         for value in state:
-            yield from _leaves(value, name)
+            yield from leaves(value, name)
 
 
 def _plain(value: Tensor) -> Tensor:

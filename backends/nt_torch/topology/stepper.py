@@ -119,10 +119,10 @@ class Stepper:
         self._unproven = set()
         self._clean = True
 
-    def say_what_stays(self, weights: Mapping[str, Tensor]) -> None:
+    def say_what_stays(self) -> None:
         """Warn once of state that is not cleared."""
         for state in self._states:
-            state.say_what_stays(weights)
+            state.say_what_stays()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": None}

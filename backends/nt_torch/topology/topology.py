@@ -375,7 +375,7 @@ class Topology:
             masked.apply(swaps[masked.name], stream if topology.draws_grown else None)
         self._remask()
         for stepper in self._steppers:
-            stepper.say_what_stays({masked.name: masked.weight for masked in moving})
+            stepper.say_what_stays()
         masks = {masked.name: masked.bits() for masked in self._masked}
         sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
         expect_same_masks(masks, self.steps, group_of(self._wrapped), device)

@@ -35,13 +35,22 @@ def spec_of(preset):
     return spec.replace(topology=spec.topology.replace(interval=2, sparsity=sparsity))
 
 
-def own_loop(rank, preset, world, accumulation, seeds=(0, 0, 0, 0), execution=Execution()):  # noqa: B008
+def own_loop(
+    rank,
+    preset,
+    world,
+    accumulation,
+    seeds=(0, 0, 0, 0),
+    execution=Execution(),  # noqa: B008
+    mask_each=False,
+    views=False,
+):
     """A user's own loop, in double precision; returns every mask after each update."""
     if world > 1:
         torch.distributed.init_process_group("gloo")
     model = nt_torch.compile(spec_of(preset), dtype=torch.float64)
     model.execution = execution
-    wrapped = DistributedDataParallel(model) if world > 1 else model
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=views) if world > 1 else model
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
     topology = nt_torch.Topology(wrapped, optimizer, total_steps=40, seed=seeds[rank])
     masks = []
@@ -53,6 +62,8 @@ def own_loop(rank, preset, world, accumulation, seeds=(0, 0, 0, 0), execution=Ex
                 last = part[-1] == 23
                 with wrapped.no_sync() if world > 1 and not last else torch.enable_grad():
                     (nt_torch.ensemble_loss(wrapped(x), y) / accumulation).backward()
+                if mask_each:
+                    topology.mask_gradients()
             optimizer.step()
             if topology.step() is not None:
                 masks.append({name: model.mask(name).numpy().copy() for name in model.masked})
@@ -70,6 +81,15 @@ def test_masks_are_those_of_one_process_with_the_whole_batch(preset, world):
         for masks, error in in_processes(world, own_loop, preset, world, accumulation):
             assert error is None
             expect_same(masks, alone)
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("preset", ["rigl", "snfs"])
+def test_gradients_may_be_masked_after_each_micro_batch_that_no_process_has_sent_yet(preset, views):
+    alone = own_loop(0, preset, 1, 1)
+    for masks, error in in_processes(2, own_loop, preset, 2, 3, (0, 0), Execution(), True, views):
+        assert error is None
+        expect_same(masks, alone)
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -392,6 +392,15 @@ def test_lbfgs_moves_active_weights_alone(make):
     assert topology.steps == 3
 
 
+def test_lbfgs_names_its_history_which_is_flat_over_all_weights():
+    with pytest.warns(UserWarning, match=r"LBFGS: its state .*old_dirs.* is not cleared"):
+        model, _, _ = train(
+            lambda m, o, n, t: o.step(closure_of(m, o, n)),
+            lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=3),
+        )
+    expect_sparse(model)
+
+
 def closure_of(model, optimizer, number):
     def closure():
         optimizer.zero_grad()
