@@ -385,7 +385,7 @@ def test_adam_without_eps_stays_finite():
 )
 def test_lbfgs_moves_active_weights_alone(make):
     spec = spec_of(Static(sparsity=0.8))
-    model, optimizer, topology = train(
+    model, _, topology = train(
         lambda m, o, n, t: o.step(closure_of(m, o, n)), lambda m: make(m.parameters()), spec=spec, steps=3
     )
     expect_sparse(model)

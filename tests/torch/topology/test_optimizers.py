@@ -44,5 +44,5 @@ def test_the_trajectory_is_that_of_masking_by_hand(name):
 
 @pytest.mark.parametrize("name", sorted(set(MAKES) - {"LBFGS", "Adafactor"}))
 def test_elementwise_state_is_permuted_with_the_weight(name):
-    """What makes state elementwise: elements of weight and gradient in another order give it in that order."""
+    """Elements of weight and gradient in another order give elementwise state in that order."""
     expect_elementwise(MAKES[name], KNOWN["torch"][name])
