@@ -170,6 +170,7 @@ class Text(Value):
     Attributes:
         tokenizer: ``bytes``; the path of a ``tokenizer.json``, for the package ``tokenizers``; or a folder or
             a name on the hub, for ``transformers``.
+        end_of_text: the token that follows each document; None, as in older specs: the tokenizer's own.
         held_out: share of the text for tests, held out of training: the end of a text, every k-th document
             of a stream; 0: tests use a stream's split ``data.test``.
         column: name of a dataset's column of text.
@@ -179,6 +180,7 @@ class Text(Value):
     """
 
     tokenizer: str = "bytes"
+    end_of_text: str | None = None
     held_out: Fraction = 0.1
     column: str = "text"
     subset: str | None = None
