@@ -20,6 +20,8 @@ DIGITS: Final = "digits"
 DIGITS_TEST_SHARE: Final = 0.2
 _DIGITS_BRIGHTNESS: Final = 15  # its 17 shades, 0 to 16, spread over a byte without rounding
 
+HOLD_OUT: Final = "--set data.held_out=0.2 holds out a fifth of each class of data.train for tests"
+
 Vector: Final = (datasets.Sequence, getattr(datasets, "List", datasets.Sequence))
 """The features that hold a list of values; datasets 4 renamed Sequence."""
 
@@ -136,7 +138,8 @@ def take(splits: Splits, name: str, where: str) -> Dataset:
 
     Args:
         splits: of :func:`open_source`.
-        name: of the split, in the notation of ``datasets.ReadInstruction``.
+        name: of the split, in the notation of ``datasets.ReadInstruction``; a part is one in the order of the
+            examples.
         where: the setting that names the split, for errors.
 
     Raises:
@@ -149,18 +152,36 @@ def take(splits: Splits, name: str, where: str) -> Dataset:
     for part in name.split("+"):
         base = part.partition("[")[0].strip()
         if base not in splits:
-            raise DataError(f"{where}: no split {base!r}{nearest(base, splits)}")
+            share = f"; {HOLD_OUT}" if where == "data.test" else ""
+            raise DataError(f"{where}: no split {base!r}{nearest(base, splits)}{share}")
     try:
         instructions = ReadInstruction.from_spec(name).to_absolute({k: len(v) for k, v in splits.items()})
     except (ValueError, AssertionError) as error:
         raise DataError(
-            f"{where}: {name!r} is no split: {error}; expected train or train[:80%], say"
+            f"{where}: {name!r} is no split: {error}; expected train, train+validation or train[:1000], say"
         ) from None
     parts = [splits[part.splitname].select(range(part.from_, part.to)) for part in instructions]
     dataset = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     if len(dataset) == 0:
         raise DataError(f"{where}: split {name!r} is empty; expected at least one example")
     return dataset.with_format(None)
+
+
+def count_shared(splits: Splits, one: str, other: str) -> int:
+    """Return the number of examples that two (parts of) splits have in common.
+
+    Example:
+        >>> count_shared(open_source("digits"), "train[:1000]", "train[900:]+test")
+        100
+    """
+    sizes = {name: len(split) for name, split in splits.items()}
+    first, second = (ReadInstruction.from_spec(name).to_absolute(sizes) for name in (one, other))
+    return sum(
+        max(0, min(a.to, b.to) - max(a.from_, b.from_))
+        for a in first
+        for b in second
+        if a.splitname == b.splitname
+    )
 
 
 def image_column(dataset: Dataset, name: str | None, where: str, *, vectors: bool) -> str:
