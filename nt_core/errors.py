@@ -57,6 +57,10 @@ class DataError(NeuroTrailsError):
     """Raised for data that does not fit: no labels, labels outside the classes, images of another size."""
 
 
+class NeuroTrailsWarning(UserWarning):
+    """Category of warnings about a user's input that is computed with, but may be a mistake."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a suggestion of known names for a mistyped name, as the tail of an error message.
 

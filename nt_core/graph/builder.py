@@ -111,7 +111,7 @@ class BlockWriter:
         init: Init = "lecun_uniform",
         name: str | None = None,
     ) -> Tensor:
-        """Map the last axis. (…, D) → (…, features)."""
+        """Map the last axis of features or a sequence. (…, D) → (…, features)."""
         return self.add_op(
             lambda: ops.Linear(in_features=x.shape[-1], out_features=features, bias=bias, init=init),
             x,
@@ -135,11 +135,11 @@ class BlockWriter:
         return self.add_op(lambda: ops.BatchNorm(channels=x.shape[0]), x, name=self._next_name("norm"))
 
     def layer_norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:
-        """Normalise the last axis."""
+        """Normalise the last axis of features or a sequence."""
         return self.add_op(lambda: ops.LayerNorm(features=x.shape[-1], eps=eps), x)
 
     def rms_norm(self, x: Tensor, *, eps: float = 1e-6) -> Tensor:
-        """Divide the last axis by its root mean square."""
+        """Divide the last axis of features or a sequence by its root mean square."""
         return self.add_op(lambda: ops.RMSNorm(features=x.shape[-1], eps=eps), x)
 
     def activation(self, x: Tensor, function: Literal["relu", "gelu", "silu", "tanh", "sigmoid"]) -> Tensor:

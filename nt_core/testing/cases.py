@@ -225,8 +225,6 @@ _POOLS: Mapping[str, Write] = {
 _IMAGES: Mapping[str, Write] = {
     "batch_norm_image": partial(_batch_norm, momentum=0.3, eps=1e-5),
     "batch_norm_eps": partial(_batch_norm, momentum=0.01, eps=1e-2),
-    "layer_norm_image": partial(_layer_norm, eps=1e-5),
-    "linear_image": lambda b, x: b.linear(x, 4),
     "flatten": lambda b, x: b.relu(b.flatten(x)),
     "to_sequence": lambda b, x: b.linear(b.to_sequence(x), 3),
     "relu_ties": lambda b, x: b.relu(x),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nt_core.errors import DataError, SpecError
 from nt_core.finite import NonFinite
@@ -21,6 +21,10 @@ from nt_core.values import Count, Fraction, Value
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[
+    tuple[Count, Count], BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value)
+]
+DEFAULT_TEST: Final = "test"
 Model = TypeVar("Model", covariant=True)
 Report = Callable[[Mapping[str, Any]], None]
 """Function that receives the events of a training, as plain records with an ``event``."""
@@ -170,6 +174,7 @@ class Text(Value):
     Attributes:
         tokenizer: ``bytes``; the path of a ``tokenizer.json``, for the package ``tokenizers``; or a folder or
             a name on the hub, for ``transformers``.
+        end_of_text: the token that follows each document; None, as in older specs: the tokenizer's own.
         held_out: share of the text for tests, held out of training: the end of a text, every k-th document
             of a stream; 0: tests use a stream's split ``data.test``.
         column: name of a dataset's column of text.
@@ -179,6 +184,7 @@ class Text(Value):
     """
 
     tokenizer: str = "bytes"
+    end_of_text: str | None = None
     held_out: Fraction = 0.1
     column: str = "text"
     subset: str | None = None
@@ -193,8 +199,16 @@ class Data(Value):
         source: ``digits`` (the 1,797 handwritten digits of scikit-learn), a name on the Hugging Face hub, a
             folder, or ``text:PATH``, a text file or a folder of text files. A graph that reads tokens
             reads a dataset of the hub or of a folder as a stream.
-        train: the split to train on; a part of it as in ``train[:80%]``.
+        train: the split to train on. ``train[:1000]`` is a part of it in the order of its examples, in which
+            classes often follow one another.
         test: the split to evaluate on.
+        held_out: share of ``train`` that is tested on instead of the split ``test``: as much of each class,
+            chosen at random. 0, as in older specs: tests use the split ``test``.
+        held_out_seed: keys that choice, apart from the run's seed, so that runs of several seeds are tested
+            on the same examples.
+        resize: (height, width) to which images are resized, bilinear, and converted to the graph's channels:
+            grey to three equal channels, colour to its luma. One number is both. None, as in older specs:
+            images must have the graph's size.
         image: the column of images; None: the only such column.
         label: the column of labels; None: the only such column.
         augment: ``none``; ``crop``: pad by an eighth of the size and crop at random; ``flip_crop``: mirror at
@@ -204,11 +218,32 @@ class Data(Value):
 
     source: str = "digits"
     train: str = "train"
-    test: str = "test"
+    test: str = DEFAULT_TEST
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    held_out_seed: Annotated[int, Field(ge=0)] = 0
+    resize: Size | None = None
     image: str | None = None
     label: str | None = None
     augment: Literal["none", "crop", "flip_crop"] = "none"
     text: Text = Text()
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.held_out and self.test != DEFAULT_TEST:
+            raise SpecError(
+                f"data.held_out: a share of data.train is tested on, but data.test={self.test!r} names other "
+                "examples; leave one of the two out"
+            )
+        return self
+
+    def elsewhere(self, source: str) -> Data:
+        """Return the settings for tests on another source, whose split ``test`` is used whole.
+
+        Example:
+            >>> Data(source="pets", held_out=0.2).elsewhere("others").held_out
+            0.0
+        """
+        return self if source == self.source else self.replace(source=source, held_out=0.0)
 
 
 class Batches(Protocol):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -14,26 +14,35 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 
-import nt_models
 from nt_core.errors import DataError
-from nt_core.graph import BlockGraph, Image
+from nt_core.graph import BlockGraph
 from nt_core.values import Shape
-from nt_lab.data.pictures import open_picture
+from nt_lab.data.advice import classes_remedy, fits, misfit, survey
+from nt_lab.data.pictures import GREY, open_picture
 
 Rows = NDArray[np.int64]
 Reader = Callable[[Rows], NDArray[Any]]
 """Rows (B,) of a split → their inputs, (B, C, H, W) uint8 or (B, features) float32."""
 
-GREY: Final = ("1", "L", "LA")
 COLOUR: Final = ("RGB", "P", "RGBA", "CMYK", "YCbCr")
 _CHUNK_ELEMENTS: Final = 1 << 22
 
 
-def resized(graph: BlockGraph) -> Callable[[Picture | None], Picture | None] | None:
+Fit = Callable[[Picture | None], Picture | None]
+"""Image → the same in the size and the channels that a graph reads."""
+
+
+def resized(graph: BlockGraph, size: tuple[int, int] | None = None) -> Fit | None:
     """Return a function that converts images to the size (bilinear) and channels of a graph's input.
 
-    Grey becomes three equal channels. Colour becomes its luma (ITU-R 601-2). The result is None where the
-    graph does not read images of 1 or 3 channels.
+    Grey becomes three equal channels. Colour becomes its luma (ITU-R 601-2).
+
+    Args:
+        graph: reads images, or their pixels as features.
+        size: (height, width); None: that of the images that the graph reads.
+
+    Returns:
+        The function; None: the graph does not read images of 1 or 3 channels in that size.
 
     Example:
         >>> import nt_models
@@ -42,15 +51,20 @@ def resized(graph: BlockGraph) -> Callable[[Picture | None], Picture | None] | N
         >>> fit(Image.new("L", (28, 28))).size, fit(Image.new("L", (28, 28))).mode
         ((32, 32), 'RGB')
     """
-    if not isinstance(graph.input, Image) or graph.input.channels not in (1, 3):
+    shape = graph.input.shape
+    if size is None:
+        size = shape[1:] if len(shape) == 3 else None
+    modes = {(1, *(size or ())): "L", (3, *(size or ())): "RGB"}
+    fitting = [mode for each, mode in modes.items() if size and fits(each, graph)]
+    if size is None or not fitting:
         return None
-    mode, size = "L" if graph.input.channels == 1 else "RGB", (graph.input.width, graph.input.height)
+    (mode,), wanted = fitting, size[::-1]
 
     def fit(picture: Picture | None) -> Picture | None:
         if picture is None or picture.mode not in GREY + COLOUR:
             return picture
         converted = picture.convert(mode)
-        return converted if converted.size == size else converted.resize(size, Resampling.BILINEAR)
+        return converted if converted.size == wanted else converted.resize(wanted, Resampling.BILINEAR)
 
     return fit
 
@@ -60,9 +74,15 @@ def reader(
     column: str,
     graph: BlockGraph,
     where: str,
-    fit: Callable[[Picture | None], Picture | None] | None = None,
+    fit: Fit | None = None,
+    *,
+    trained: int | None = None,
+    others: Sequence[Dataset] = (),
 ) -> Reader:
     """Return a decoder of a split's rows, after a check that the first example fits the graph.
+
+    Without ``fit``, grey images become three equal channels if there are colour images, too, and the graph
+    reads colour.
 
     Args:
         dataset: the split.
@@ -70,6 +90,8 @@ def reader(
         graph: gives the shape that examples must have; images are flattened for a graph of features.
         where: the split, for errors.
         fit: converts each image before the check, as of :func:`resized`; None: images are not converted.
+        trained: channels of the examples on which the graph is trained; None: it is trained on these.
+        others: other splits that are used, for advice that is right for all.
 
     Raises:
         DataError: an example cannot be decoded or has another shape; raised now, or when rows are read.
@@ -80,22 +102,35 @@ def reader(
         mode = dataset.features[column].mode
         inputs = inputs.cast_column(column, ImageFeature(decode=False))
 
+    @cache
+    def seen() -> Counter[Shape]:
+        return survey([dataset, *others], column)
+
     def decode(item: Any, place: str) -> NDArray[Any]:
         if not pictures:
             return _vector(item, place)
         picture = open_picture(item, mode, place)
-        return _pixels(fit(picture) if fit else picture, place)
+        pixels = _pixels(fit(picture) if fit else picture, place)
+        if len(pixels) == 1 and not fits(pixels.shape, graph) and fits((3, *pixels.shape[1:]), graph):
+            colour = channels == 3 or any(found[0] == 3 for found in seen())
+            return np.repeat(pixels, 3, axis=0) if colour else pixels
+        return pixels
 
     def read(rows: Rows) -> NDArray[Any]:
         found = inputs[rows.tolist()][column]
         arrays = []
         for row, item in zip(rows, found, strict=True):
-            arrays.append(decode(item, f"{where}: example {row}"))
-            _expect_fit(arrays[-1].shape, shape, graph, f"{where}: example {row}")
+            array = decode(item, f"{where}: example {row}")
+            if not fits(array.shape, graph) or shape not in (None, array.shape):
+                told = misfit(array.shape, shape, graph, seen(), trained=trained is not None)
+                raise DataError(f"{where}: example {row}: {told}")
+            arrays.append(array)
         return np.stack(arrays)
 
+    channels: int | None = trained
     shape: Shape | None = None
     shape = read(np.zeros(1, np.int64)).shape[1:]
+    channels = channels or shape[0]
     return read
 
 
@@ -120,8 +155,17 @@ def chunks(rows: Rows, example_size: int) -> Iterator[Rows]:
     return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
-def read_labels(dataset: Dataset, column: str, graph: BlockGraph, where: str) -> NDArray[np.int64]:
+def read_labels(
+    dataset: Dataset, column: str, graph: BlockGraph, where: str, others: Sequence[Dataset] = ()
+) -> NDArray[np.int64]:
     """Return a split's labels (N,), checked against the graph's classes.
+
+    Args:
+        dataset: the split.
+        column: name of the column of labels.
+        graph: gives the number of classes.
+        where: the split, for errors.
+        others: other splits that are used, for advice that is right for all.
 
     Raises:
         DataError: more classes than the graph has outputs, a missing label, or one outside the classes.
@@ -130,7 +174,7 @@ def read_labels(dataset: Dataset, column: str, graph: BlockGraph, where: str) ->
     if isinstance(feature, ClassLabel) and feature.num_classes > classes:
         raise DataError(
             f"{where}: column {column!r} has {feature.num_classes} classes, the graph's output {classes}; "
-            f"{_classes_remedy(graph, feature.num_classes)}"
+            f"{classes_remedy(graph, feature.num_classes)}"
         )
     assert isinstance(feature, ClassLabel | Value)
     found = dataset.select_columns([column])[:][column]
@@ -143,12 +187,18 @@ def read_labels(dataset: Dataset, column: str, graph: BlockGraph, where: str) ->
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         row = int(outside.argmax())
-        remedy = "use a labelled split" if labels[row] < 0 else _classes_remedy(graph, int(labels.max()) + 1)
+        largest = max(int(labels.max()), *(_largest(other, column) for other in others), 0)
+        remedy = "use a labelled split" if labels[row] < 0 else classes_remedy(graph, largest + 1)
         raise DataError(
             f"{where}: column {column!r}, example {row}: expected a label from 0 to {classes - 1}, "
             f"found {labels[row]}; {remedy}"
         )
     return labels
+
+
+def _largest(dataset: Dataset, column: str) -> int:
+    labels = dataset[:][column] if column in dataset.features else []
+    return max((label for label in labels if isinstance(label, int)), default=0)
 
 
 def _pixels(picture: Picture | None, where: str) -> NDArray[np.uint8]:
@@ -172,41 +222,3 @@ def _vector(values: Any, where: str) -> NDArray[np.float32]:
     if vector.ndim != 1 or not np.isfinite(vector).all():
         raise DataError(f"{where}: expected a list of finite numbers, found shape {vector.shape} or NaN")
     return vector
-
-
-def _expect_fit(found: Shape, first: Shape | None, graph: BlockGraph, where: str) -> None:
-    images = isinstance(graph.input, Image)
-    if (found != graph.input.shape) if images else (math.prod(found) != math.prod(graph.input.shape)):
-        raise DataError(
-            f"{where}: the graph expects {_size(graph.input.shape)}, found {_size(found)}; "
-            f"{_input_remedy(graph, found)}"
-        )
-    if first is not None and found != first:
-        raise DataError(f"{where}: expected {_size(first)} as in the first example, found {_size(found)}")
-
-
-def _size(shape: Shape) -> str:
-    if len(shape) == 1:
-        return f"{shape[0]} features"
-    return f"{'×'.join(map(str, shape))} (channels × height × width)"
-
-
-def _input_remedy(graph: BlockGraph, shape: Shape) -> str:
-    known = _parameters(graph)
-    if "inputs" in known:
-        inputs = str(shape[0]) if len(shape) == 1 else f"[{','.join(map(str, shape))}]"
-        return f"--set graph.inputs={inputs} would fit"
-    if {"size", "channels"} <= known and len(shape) == 3 and shape[1] == shape[2]:
-        return f"--set graph.size={shape[1]} --set graph.channels={shape[0]} would fit"
-    return "resize the examples, or use a graph with that input"
-
-
-def _classes_remedy(graph: BlockGraph, classes: int) -> str:
-    if "classes" in _parameters(graph):
-        return f"--set graph.classes={classes} would fit"
-    return f"use a graph with {classes} outputs"
-
-
-def _parameters(graph: BlockGraph) -> set[str]:
-    make = nt_models.ARCHITECTURES.get((graph.origin or {}).get("name", ""))
-    return set(inspect.signature(make).parameters) if make else set()

@@ -60,7 +60,7 @@ def _tokenizer_and_length(data: Data, graph: BlockGraph) -> tuple[Tokenizer, int
             f"graph: expected an output for each of {length} tokens, found shape {outputs}; use a language "
             "model, llama_tiny say"
         )
-    tokenizer = open_tokenizer(data.text.tokenizer)
+    tokenizer = open_tokenizer(data.text.tokenizer, data.text.end_of_text)
     vocabulary = min(graph.input.vocabulary, outputs[1])
     if tokenizer.size > vocabulary:
         raise DataError(

@@ -21,6 +21,14 @@ MOST_PIXELS: Final = 1 << 26
 """Most pixels of one image, 8192 × 8192, because a file of a few kilobytes can declare any number."""
 
 
+GREY: Final = ("1", "L", "LA")
+"""Pillow's modes of 8-bit grey."""
+
+_ORIENTATION: Final = 0x0112
+_TURNED: Final = (5, 6, 7, 8)
+"""Values of the EXIF orientation by which height and width change places."""
+
+
 def open_picture(
     item: Mapping[str, Any] | None, mode: str | None, where: str, most_pixels: int = MOST_PIXELS
 ) -> Picture | None:
@@ -59,6 +67,27 @@ def open_picture(
             ) from None
         except Exception as error:  # decoders of broken files raise errors of any kind
             raise DataError(f"{where}: cannot be decoded: {error}; remove or replace it") from None
+
+
+def measure_picture(item: Mapping[str, Any] | None) -> tuple[int, int, int] | None:
+    """Return an image's channels (1 or 3), height and width by its header; None: it cannot be read.
+
+    Example:
+        >>> content = BytesIO()
+        >>> Image.new("L", (4, 2)).save(content, "PNG")
+        >>> measure_picture({"bytes": content.getvalue(), "path": None})
+        (1, 2, 4)
+    """
+    if item is None:
+        return None
+    try:
+        with Image.open(_source(item, ""), formats=FORMATS) as picture:
+            width, height = picture.size
+            if picture.getexif().get(_ORIENTATION) in _TURNED:
+                width, height = height, width
+            return (1 if picture.mode in GREY else 3), height, width
+    except Exception:  # as in open_picture
+        return None
 
 
 def expect_pixels(picture: Picture, where: str, most: int) -> None:

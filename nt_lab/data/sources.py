@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +14,13 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from nt_core.errors import DataError, nearest
+from nt_lab.data.files import READERS, Pictures, Tables, find_files
 
 DIGITS: Final = "digits"
 DIGITS_TEST_SHARE: Final = 0.2
 _DIGITS_BRIGHTNESS: Final = 15  # its 17 shades, 0 to 16, spread over a byte without rounding
+
+HOLD_OUT: Final = "--set data.held_out=0.2 holds out a fifth of each class of data.train for tests"
 
 Vector: Final = (datasets.Sequence, getattr(datasets, "List", datasets.Sequence))
 """The features that hold a list of values; datasets 4 renamed Sequence."""
@@ -25,6 +29,12 @@ UNREADABLE: Final = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, DatasetsError
 )  # fmt: skip
 """Errors of ``datasets`` for unreadable sources: many, because files' own descriptions are trusted there."""
+
+_FILES: Final = frozenset(
+    {".csv", ".gz", ".html", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".parquet", ".tar", ".text"}
+    | {".tex", ".tsv", ".txt", ".xml", ".zip"}
+)
+"""Suffixes by which a source is a file, not a dataset's name on the hub."""
 
 Splits = Mapping[str, Dataset]
 
@@ -45,18 +55,82 @@ def open_source(source: str) -> Splits:
     """
     if source == DIGITS:
         return _digits()
-    path = Path(source).expanduser()
-    if path.is_file():
-        raise DataError(
-            f"data.source: {source!r} is a file; give the folder it lies in: {str(path.parent)!r}"
-        )
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise DataError(f"data.source: no folder {source!r}; give an existing one, or 'digits'")
+    path = expect_place(source)
     try:
-        found = datasets.load_from_disk(path) if is_saved(path) else datasets.load_dataset(str(path))
+        found = datasets.load_from_disk(path) if is_saved(path) else _load(path)
+    except DataError:
+        raise
     except UNREADABLE as error:
         raise DataError(explain(source, path, error)) from None
-    return found if isinstance(found, dict) else {"train": found}
+    splits = found if isinstance(found, dict) else {"train": found}
+    return {name: _with_pictures(split) for name, split in splits.items()}
+
+
+def expect_place(source: str) -> Path:
+    """Return the path of a source, which may be a name on the hub, after a check that it is no file.
+
+    Raises:
+        DataError: the source is a file, or looks like a path where nothing is.
+    """
+    path = Path(source).expanduser()
+    text = f"'text:{source}' for a text that a language model reads"
+    if path.is_file():
+        folder = f"give the folder it lies in: {str(path.parent)!r}"
+        told = f"{folder}, or {text}" if path.suffix.lower() in READERS.keys() - {".txt"} else text
+        raise DataError(f"data.source: {source!r} is a file; {told}")
+    local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not path.exists() and (local or path.suffix.lower() in _FILES):
+        raise DataError(
+            f"data.source: {source!r} cannot be loaded: no folder {source!r} is there; give an existing one, "
+            f"'digits', or {text}"
+        )
+    return path
+
+
+def _load(path: Path) -> Any:
+    """Load a folder, whose files are divided into splits here, or a dataset of the hub."""
+    found = find_files(path) if path.is_dir() else None
+    if found is None:
+        return datasets.load_dataset(str(path))
+    if isinstance(found, Tables):
+        return datasets.load_dataset(found.reader, data_files=patterns(path, found))
+    return {split: _picture_split(path, found, split) for split in found.splits}
+
+
+def patterns(folder: Path, tables: Tables) -> dict[str, list[str]]:
+    """Return files by split as ``datasets`` reads them, with characters escaped that mean patterns there."""
+    return {
+        split: [glob.escape(str(folder.absolute() / file)) for file in files]
+        for split, files in tables.splits.items()
+    }
+
+
+def _picture_split(folder: Path, found: Pictures, split: str) -> Dataset:
+    files = found.splits[split]
+    columns: dict[str, list[Any]] = {"image": [str(folder.absolute() / file) for file in files]}
+    features = {"image": Value("string")}
+    if found.classes:
+        number = {name: i for i, name in enumerate(found.classes)}
+        has = split in found.labelled
+        columns["label"] = [number[file.parent.name] if has else None for file in files]
+        features["label"] = ClassLabel(names=list(found.classes))
+    return Dataset.from_dict(columns, Features(features)).cast_column("image", datasets.Image())
+
+
+def _with_pictures(dataset: Dataset) -> Dataset:
+    """Take columns of encoded images for images, which only ``datasets`` itself marks as such.
+
+    Other writers of parquet files store ``{bytes, path}`` or the bytes alone.
+    """
+    for name, feature in dataset.features.items():
+        parts = feature if isinstance(feature, dict) else {"bytes": feature}
+        if set(parts) <= {"bytes", "path"} and _is_binary(parts.get("bytes")):
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
+
+
+def _is_binary(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
 
 
 def take(splits: Splits, name: str, where: str) -> Dataset:
@@ -64,7 +138,8 @@ def take(splits: Splits, name: str, where: str) -> Dataset:
 
     Args:
         splits: of :func:`open_source`.
-        name: of the split, in the notation of ``datasets.ReadInstruction``.
+        name: of the split, in the notation of ``datasets.ReadInstruction``; a part is one in the order of the
+            examples.
         where: the setting that names the split, for errors.
 
     Raises:
@@ -77,18 +152,36 @@ def take(splits: Splits, name: str, where: str) -> Dataset:
     for part in name.split("+"):
         base = part.partition("[")[0].strip()
         if base not in splits:
-            raise DataError(f"{where}: no split {base!r}{nearest(base, splits)}")
+            share = f"; {HOLD_OUT}" if where == "data.test" else ""
+            raise DataError(f"{where}: no split {base!r}{nearest(base, splits)}{share}")
     try:
         instructions = ReadInstruction.from_spec(name).to_absolute({k: len(v) for k, v in splits.items()})
     except (ValueError, AssertionError) as error:
         raise DataError(
-            f"{where}: {name!r} is no split: {error}; expected train or train[:80%], say"
+            f"{where}: {name!r} is no split: {error}; expected train, train+validation or train[:1000], say"
         ) from None
     parts = [splits[part.splitname].select(range(part.from_, part.to)) for part in instructions]
     dataset = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     if len(dataset) == 0:
         raise DataError(f"{where}: split {name!r} is empty; expected at least one example")
     return dataset.with_format(None)
+
+
+def count_shared(splits: Splits, one: str, other: str) -> int:
+    """Return the number of examples that two (parts of) splits have in common.
+
+    Example:
+        >>> count_shared(open_source("digits"), "train[:1000]", "train[900:]+test")
+        100
+    """
+    sizes = {name: len(split) for name, split in splits.items()}
+    first, second = (ReadInstruction.from_spec(name).to_absolute(sizes) for name in (one, other))
+    return sum(
+        max(0, min(a.to, b.to) - max(a.from_, b.from_))
+        for a in first
+        for b in second
+        if a.splitname == b.splitname
+    )
 
 
 def image_column(dataset: Dataset, name: str | None, where: str, *, vectors: bool) -> str:

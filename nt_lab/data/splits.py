@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
 from nt_core.errors import CheckpointError, DataError
@@ -15,11 +16,13 @@ from nt_core.graph import BlockGraph, Features, Tokens
 from nt_core.random import Random
 from nt_core.training import Batches, Data
 from nt_core.values import Shape, Value
+from nt_lab.data.advice import described, spaced
 from nt_lab.data.augment import Augmentation
-from nt_lab.data.decode import Reader, Rows, chunks, in_memory, read_labels, reader
+from nt_lab.data.decode import Fit, Reader, Rows, chunks, in_memory, read_labels, reader, resized
+from nt_lab.data.holding import stratified, warn_of_missing, warn_of_shared
 from nt_lab.data.language import load_test_text, load_text
 from nt_lab.data.order import epoch_order
-from nt_lab.data.sources import Splits, image_column, label_column, open_source, take
+from nt_lab.data.sources import Splits, count_shared, image_column, label_column, open_source, take
 from nt_lab.data.text import PREFIX
 
 IN_MEMORY_BYTES: Final = 2 << 30
@@ -139,15 +142,18 @@ def load(
         ((32, 1, 8, 8), (32,), 1437, 360)
     """
     if isinstance(graph.input, Tokens):
+        _expect_text(data)
         if held_out is not None:
             raise DataError(
                 "aggregation: fitted is for images and vectors, but the graph reads tokens; use mean_prob"
             )
         text, tests = load_text(data, graph, seed, stream_epoch)
         return Split(train=text, test=tests, normalisation=None)
-    splits = _open_examples(data)
+    splits = _open_examples(data, "train", "test")
     train = _examples(splits, data, graph, "train", normalisation)
     test = _examples(splits, data, graph, "test", train.normalisation)
+    labels = {_where(data, "train"): train.labels, _where(data, "test"): test.labels}
+    warn_of_missing(labels, _class_names(splits["train"], data, _where(data, "train")))
     augmentation = _augmentation(data, seed, train)
     kept, rest = (train, None) if held_out is None else hold_out(train, held_out, seed)
     return Split(
@@ -200,7 +206,7 @@ def limited(examples: Batches, most: int | None) -> Batches:
         return examples
     if not isinstance(examples, Examples):
         raise DataError("--limit: expected images or vectors, found text; leave --limit out")
-    return _part(examples, _spaced(len(examples), most))
+    return _part(examples, spaced(len(examples), most))
 
 
 def _part(examples: Examples, rows: Rows) -> Examples:
@@ -219,8 +225,9 @@ def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None
         DataError: as :func:`load`.
     """
     if isinstance(graph.input, Tokens):
+        _expect_text(data)
         return load_test_text(data, graph)
-    return _examples(_open_examples(data), data, graph, "test", normalisation)
+    return _examples(_open_examples(data, "test"), data, graph, "test", normalisation)
 
 
 def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:
@@ -244,35 +251,86 @@ def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisati
         ) from None
 
 
-def _open_examples(data: Data) -> Splits:
+def _open_examples(data: Data, *names: str) -> Splits:
+    """Return what is trained on (``train``) and tested on (``test``), or one of them."""
     if data.source.startswith(PREFIX):
         raise DataError(
             f"data.source: {data.source!r} is text, but the graph does not read tokens; train llama_tiny, say"
         )
-    return open_source(data.source)
+    splits = open_source(data.source)
+    if not data.held_out:
+        chosen = {name: take(splits, getattr(data, name), f"data.{name}") for name in names}
+        if len(chosen) == 2:
+            warn_of_shared(count_shared(splits, data.train, data.test), f"data {data.source!r}")
+        return chosen
+    whole, where = take(splits, data.train, "data.train"), _where(data, "train")
+    found = whole.select_columns([column := label_column(whole, data.label, where)])[:][column]
+    labels = np.array([-1 if label is None else label for label in found])
+    out = stratified(labels, data.held_out, data.held_out_seed, where)
+    return {"train": whole.select(np.setdiff1d(np.arange(len(whole)), out)), "test": whole.select(out)}
+
+
+def _expect_text(data: Data) -> None:
+    """Check that no setting is for images or vectors, which text would ignore."""
+    if data.held_out:
+        raise DataError(
+            f"data.held_out: {data.held_out:g} is for images and vectors, but the graph reads tokens; give "
+            "data.text.held_out"
+        )
+    if data.resize is not None:
+        raise DataError("data.resize: expected none for a graph that reads tokens, which are not resized")
+
+
+def _where(data: Data, which: str) -> str:
+    if data.held_out and which == "test":
+        return f"data {data.source!r}, held out of split {data.train!r}"
+    return f"data {data.source!r}, split {getattr(data, which)!r}"
 
 
 def _examples(
     splits: Splits, data: Data, graph: BlockGraph, which: str, normalisation: Normalisation | None
 ) -> Examples:
-    name = data.train if which == "train" else data.test
-    where = f"data {data.source!r}, split {name!r}"
-    dataset = take(splits, name, f"data.{which}")
-    labels = read_labels(dataset, label_column(dataset, data.label, where), graph, where)
+    where, dataset, others = _where(data, which), splits[which], list(splits.values())
+    labels = read_labels(dataset, label_column(dataset, data.label, where), graph, where, others)
     vectors = isinstance(graph.input, Features)
-    read = reader(dataset, image_column(dataset, data.image, where, vectors=vectors), graph, where)
+    read = reader(
+        dataset,
+        image_column(dataset, data.image, where, vectors=vectors),
+        graph,
+        where,
+        None if data.resize is None else _resizing(data.resize, graph),
+        trained=None if normalisation is None else len(normalisation.mean),
+        others=others,
+    )
     example = read(np.zeros(1, np.int64))
+    if data.resize is not None and example.ndim != 4:
+        raise DataError(f"data.resize: {where}: expected images to resize, found vectors; leave it out")
     kept = len(dataset) * example.nbytes <= IN_MEMORY_BYTES
     if kept:
         read = in_memory(read, len(dataset))
     if normalisation is None:
-        normalisation = measure(read, _spaced(len(dataset), len(dataset) if kept else SAMPLE))
+        normalisation = measure(read, spaced(len(dataset), len(dataset) if kept else SAMPLE))
     if len(normalisation.mean) != example.shape[1]:
         raise DataError(
             f"{where}: the run was normalised for {len(normalisation.mean)} channels, found "
             f"{example.shape[1]}; evaluate on data of the kind it was trained on"
         )
     return Examples(read=read, labels=labels, shape=graph.input.shape, normalisation=normalisation)
+
+
+def _resizing(size: tuple[int, int], graph: BlockGraph) -> Fit:
+    fit = resized(graph, size)
+    if fit is None:
+        raise DataError(
+            f"data.resize: expected the size of the images that the graph reads, "
+            f"{described(graph.input.shape)} of 1 or 3 channels, found [{size[0]}, {size[1]}]"
+        )
+    return fit
+
+
+def _class_names(dataset: Dataset, data: Data, where: str) -> list[str] | None:
+    feature = dataset.features[label_column(dataset, data.label, where)]
+    return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def measure(read: Reader, rows: Rows) -> Normalisation:
@@ -293,11 +351,6 @@ def measure(read: Reader, rows: Rows) -> Normalisation:
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return Normalisation(mean=tuple(mean.tolist()), std=tuple(np.where(std > 0, std, 1.0).tolist()))
-
-
-def _spaced(count: int, most: int) -> Rows:
-    """Return at most ``most`` of ``count`` rows, evenly spaced."""
-    return np.arange(min(count, most)) * count // min(count, most)
 
 
 def _augmentation(data: Data, seed: int, train: Examples) -> Augmentation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
@@ -12,10 +13,11 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.errors import DataError, nearest
+from nt_core.errors import DataError, NeuroTrailsWarning, nearest
 from nt_core.training import Data
+from nt_lab.data.files import Tables, find_files
 from nt_lab.data.order import buffered
-from nt_lab.data.sources import UNREADABLE, explain, is_saved
+from nt_lab.data.sources import UNREADABLE, expect_place, explain, is_saved, patterns
 from nt_lab.data.text import Batch, Sequences, cut
 from nt_lab.data.tokenizer import Tokenizer
 
@@ -24,6 +26,31 @@ Streams = Mapping[str, Iterable[Mapping[str, Any]]]
 
 Documents = Callable[[], Iterator[bytes]]
 """Function that begins to read a dataset from its start."""
+
+
+class Nulls:
+    """Count of a stream's examples without text (null), each once, although a stream is read again and again.
+
+    Attributes:
+        count: number of such examples so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last: dict[str, int] = {}
+
+    def count_one(self, split: str, number: int, where: str) -> None:
+        """Count an example, and warn of the first one; each reader of a split reads in ascending order."""
+        if number <= self._last.get(split, -1):
+            return
+        self._last[split] = number
+        self.count += 1
+        if self.count == 1:
+            warnings.warn(
+                f"{where}: no text (null); such examples are left out and counted",
+                NeuroTrailsWarning,
+                stacklevel=2,
+            )
 
 
 class Stream:
@@ -36,6 +63,10 @@ class Stream:
         buffer: number of sequences among which the next is drawn.
         seed: keys the draws.
         epoch_size: number of sequences that count as one epoch.
+        nulls: counts the examples without text.
+
+    Attributes:
+        nulls: as given.
     """
 
     def __init__(
@@ -47,7 +78,9 @@ class Stream:
         buffer: int,
         seed: int,
         epoch_size: int,
+        nulls: Nulls,
     ) -> None:
+        self.nulls = nulls
         self._documents, self._tokenizer = documents, tokenizer
         self._length, self._buffer, self._seed, self._size = length, buffer, seed, epoch_size
         self._rest: Iterator[NDArray[Any]] = iter(())
@@ -102,10 +135,10 @@ def open_stream(
     Raises:
         DataError: the dataset cannot be read, has no such split or column, or too little text.
     """
-    settings, splits = data.text, open_splits(data)
+    settings, splits, nulls = data.text, open_splits(data), Nulls()
 
     def documents() -> Iterator[bytes]:
-        found = read_documents(splits, data, data.train, "data.train")
+        found = read_documents(splits, data, data.train, "data.train", nulls)
         return (text for i, text in enumerate(found) if not is_held_out(i, settings.held_out))
 
     if next(documents(), None) is None:
@@ -114,12 +147,20 @@ def open_stream(
             f"data.text.held_out={settings.held_out:g}"
         )
     train = Stream(
-        documents, tokenizer, length=length, buffer=settings.shuffle_buffer, seed=seed, epoch_size=epoch_size
+        documents,
+        tokenizer,
+        length=length,
+        buffer=settings.shuffle_buffer,
+        seed=seed,
+        epoch_size=epoch_size,
+        nulls=nulls,
     )
-    return train, held_out_sequences(splits, data, tokenizer, length)
+    return train, held_out_sequences(splits, data, tokenizer, length, nulls)
 
 
-def held_out_sequences(splits: Streams, data: Data, tokenizer: Tokenizer, length: int) -> Sequences:
+def held_out_sequences(
+    splits: Streams, data: Data, tokenizer: Tokenizer, length: int, nulls: Nulls | None = None
+) -> Sequences:
     """Return the first sequences of the held-out documents: every k-th, k = 1 / ``data.text.held_out``.
 
     Raises:
@@ -127,12 +168,12 @@ def held_out_sequences(splits: Streams, data: Data, tokenizer: Tokenizer, length
     """
     settings = data.text
     if settings.held_out:
-        found = read_documents(splits, data, data.train, "data.train")
+        found = read_documents(splits, data, data.train, "data.train", nulls or Nulls())
         held_out: Iterator[bytes] = (
             text for i, text in enumerate(found) if is_held_out(i, settings.held_out)
         )
     else:
-        held_out = read_documents(splits, data, data.test, "data.test")
+        held_out = read_documents(splits, data, data.test, "data.test", nulls or Nulls())
     windows = list(islice(pack(held_out, tokenizer, length), settings.test_sequences))
     if not windows:
         raise DataError(
@@ -158,20 +199,42 @@ def open_splits(data: Data) -> Streams:
     Raises:
         DataError: nothing is there, or it cannot be read.
     """
-    path = Path(data.source).expanduser()
+    path = expect_place(data.source)
     source = str(path) if path.exists() else data.source
     try:
         if is_saved(path):
             found = datasets.load_from_disk(path)
+        elif isinstance(files := find_files(path) if path.is_dir() else None, Tables):
+            _expect_no_subset(data)
+            found = datasets.load_dataset(files.reader, data_files=patterns(path, files), streaming=True)
         else:
             found = datasets.load_dataset(source, data.text.subset, streaming=True)
+    except DataError:
+        raise
     except UNREADABLE as error:
         raise DataError(explain(data.source, path, error)) from None
     return found if isinstance(found, dict) else {"train": found}
 
 
-def read_documents(splits: Streams, data: Data, split: str, setting: str) -> Iterator[bytes]:
+def _expect_no_subset(data: Data) -> None:
+    if data.text.subset is not None:
+        raise DataError(
+            f"data.text.subset: the folder {data.source!r} has no subsets, which its README would list; "
+            f"found {data.text.subset!r}; give the folder of the subset as --data"
+        )
+
+
+def read_documents(
+    splits: Streams, data: Data, split: str, setting: str, nulls: Nulls | None = None
+) -> Iterator[bytes]:
     """Yield the text of each example of a split, in order, while the split is read.
+
+    Args:
+        splits: of :func:`open_splits`.
+        data: names the column.
+        split: to read.
+        setting: the field that names the split, for errors.
+        nulls: counts the examples without text, which are left out.
 
     Raises:
         DataError: no such split or column; or, while reading, a failed connection or a damaged file.
@@ -187,13 +250,17 @@ def read_documents(splits: Streams, data: Data, split: str, setting: str) -> Ite
         except UNREADABLE as error:
             raise DataError(explain(data.source, Path(data.source).expanduser(), error)) from None
         where = f"data {data.source!r}, split {split!r}, example {number}"
-        yield _text(example, data.text.column, where).encode()
+        text = _text(example, data.text.column, where)
+        if text is not None:
+            yield text.encode()
+        elif nulls is not None:
+            nulls.count_one(split, number, where)
 
 
-def _text(example: Mapping[str, Any], column: str, where: str) -> str:
+def _text(example: Mapping[str, Any], column: str, where: str) -> str | None:
     if column not in example:
         raise DataError(f"data.text.column: {where} has no column {column!r}{nearest(column, example)}")
     text = example[column]
-    if not isinstance(text, str):
+    if text is not None and not isinstance(text, str):
         raise DataError(f"{where}: column {column!r}: expected text, found {type(text).__name__}")
     return text

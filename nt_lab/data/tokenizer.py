@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,15 +13,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.errors import DataError, NeuroTrailsError
+from nt_core.errors import DataError, NeuroTrailsError, NeuroTrailsWarning, nearest
 
 BYTES: Final = "bytes"
 SETTING: Final = "data.text.tokenizer"
+END_SETTING: Final = "data.text.end_of_text"
 ENDS_OF_TEXT: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """End-of-text tokens, searched in this order, because a ``tokenizer.json`` does not name its own."""
 
 Encode = Callable[[bytes, str], NDArray[Any]]
 """A document and its name in errors → its token numbers (N,), with the end of the text."""
+
+
+Loaded = tuple[Callable[[str], Sequence[int]], Mapping[str, int], int | None]
+"""Text → its token numbers, the number of each token, and that of the end of the text, if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +46,28 @@ class Tokenizer:
     encode: Encode
 
 
-def open_tokenizer(name: str) -> Tokenizer:
+def open_tokenizer(name: str, end_of_text: str | None = None) -> Tokenizer:
     """Open a tokenizer by name.
+
+    Padding and truncation that a ``tokenizer.json`` asks for are turned off, because a text is cut into
+    sequences afterwards.
 
     Args:
         name: ``bytes``; the path of a ``tokenizer.json``, which the package ``tokenizers`` reads; or a folder
             or a name on the Hugging Face hub, which ``transformers`` reads.
+        end_of_text: the token that follows each document; None: the tokenizer's own. A warning says so where
+            it has none.
 
     Raises:
-        DataError: the name leads nowhere, or the tokenizer cannot be read.
+        DataError: the name leads nowhere, the tokenizer cannot be read, or it lacks the token.
         NeuroTrailsError: a package is not installed.
     """
     if name == BYTES:
+        if end_of_text is not None:
+            raise DataError(
+                f"{END_SETTING}: expected none for {BYTES!r}, whose documents end in a newline, found "
+                f"{end_of_text!r}"
+            )
         return Tokenizer(size=256, encode=_encode_bytes)
     path = Path(name).expanduser()
     if path.suffix == ".json" and not path.is_file():
@@ -59,7 +75,24 @@ def open_tokenizer(name: str) -> Tokenizer:
             f"{SETTING}: no file {name!r}; expected {BYTES!r}, a tokenizer.json, a folder or a name on the "
             "hub"
         )
-    return _from_file(path) if path.is_file() else _from_transformers(name)
+    numbers, vocabulary, end = _from_file(path) if path.is_file() else _from_transformers(name)
+    return _tokenizer(numbers, vocabulary, _end(name, vocabulary, end, end_of_text))
+
+
+def _end(name: str, vocabulary: Mapping[str, int], own: int | None, wanted: str | None) -> int | None:
+    """Return the number of the token that ends a document; None: nothing does, and a warning says so."""
+    if wanted is not None:
+        if wanted not in vocabulary:
+            raise DataError(f"{END_SETTING}: {name!r} has no token {wanted!r}{nearest(wanted, vocabulary)}")
+        return vocabulary[wanted]
+    if own is None:
+        warnings.warn(
+            f"{SETTING}: {name!r} names no end of text, so that documents follow each other without a mark; "
+            f"name a token by --set {END_SETTING}=TOKEN",
+            NeuroTrailsWarning,
+            stacklevel=3,
+        )
+    return own
 
 
 def _encode_bytes(document: bytes, _: str) -> NDArray[np.uint8]:
@@ -69,11 +102,12 @@ def _encode_bytes(document: bytes, _: str) -> NDArray[np.uint8]:
     return np.frombuffer(document, np.uint8)
 
 
-def _from_file(path: Path) -> Tokenizer:
+def _from_file(path: Path) -> Loaded:
     library = _package("tokenizers", path.name)
     with _explained(f"{SETTING}: {path}: not a tokenizer.json"):
         loaded = library.Tokenizer.from_file(str(path))
     loaded.no_truncation()
+    loaded.no_padding()
     vocabulary = loaded.get_vocab()
     end = next((vocabulary[token] for token in ENDS_OF_TEXT if token in vocabulary), None)
 
@@ -81,7 +115,7 @@ def _from_file(path: Path) -> Tokenizer:
         with _explained(f"{SETTING}: {path}: cannot encode a document"):
             return loaded.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
-    return _tokenizer(numbers, vocabulary, end)
+    return numbers, vocabulary, end
 
 
 @contextmanager
@@ -96,7 +130,7 @@ def _explained(what: str) -> Iterator[None]:
         raise
 
 
-def _from_transformers(name: str) -> Tokenizer:
+def _from_transformers(name: str) -> Loaded:
     library = _package("transformers", name)
     try:
         loaded = library.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -110,11 +144,11 @@ def _from_transformers(name: str) -> Tokenizer:
     def numbers(text: str) -> Sequence[int]:
         return loaded(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
-    return _tokenizer(numbers, loaded.get_vocab(), loaded.eos_token_id)
+    return numbers, loaded.get_vocab(), loaded.eos_token_id
 
 
 def _tokenizer(
-    numbers: Callable[[str], Sequence[int]], vocabulary: dict[str, int], end: int | None
+    numbers: Callable[[str], Sequence[int]], vocabulary: Mapping[str, int], end: int | None
 ) -> Tokenizer:
     if not vocabulary:
         raise DataError(f"{SETTING}: expected a tokenizer of at least one token, found none")

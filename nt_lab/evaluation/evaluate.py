@@ -85,7 +85,8 @@ class OpenRun:
         Raises:
             DataError: the data does not fit.
         """
-        settings = Data(**{**self.data.model_dump(), **changes})
+        data = self.data.elsewhere(changes.get("source", self.data.source))
+        settings = Data(**{**data.model_dump(), **changes})
         return load_test(settings, self.evaluator.spec.graph, self.normalisation)
 
 

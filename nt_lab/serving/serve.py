@@ -57,7 +57,7 @@ def data_of(engine: nt_cpu.Engine, served: Path, source: str | None) -> Batches:
         DataError: the data does not fit.
     """
     data, normalisation = trained_on(engine.record, str(served))
-    settings = data if source is None else data.replace(source=source)
+    settings = data if source is None else data.elsewhere(source)
     return load_test(settings, engine.spec.graph, normalisation)
 
 

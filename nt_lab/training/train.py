@@ -193,6 +193,7 @@ def _record(
     where: Mapping[str, Any],
 ) -> dict[str, Any]:
     endless, normalisation = isinstance(split.train, Stream), split.normalisation
+    nulls = split.train.nulls.count if isinstance(split.train, Stream) else 0
     record = {
         "name": run.name,
         "run": run.to_dict(),
@@ -210,6 +211,7 @@ def _record(
             "train_examples": None if endless else len(split.train),
             "test_examples": len(split.test),
             "held_out_examples": 0 if split.held_out is None else len(split.held_out),
+            **({"null_examples": nulls} if nulls else {}),
         },
         **({"skipped": trained.skipped} if trained.skipped else {}),
         **where,

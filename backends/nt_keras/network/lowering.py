@@ -68,17 +68,6 @@ def _holding(layer: keras.layers.Layer, variables: Mapping[str, str]) -> Lowered
     return Lowered(compute=layer, layer=layer, variables=variables)
 
 
-def _on_last_axis(layer: keras.layers.Layer, variables: Mapping[str, str], shape: Shape) -> Lowered:
-    """Apply a layer to the canonical last axis, an image's width."""
-    if len(shape) != IMAGE:
-        return _holding(layer, variables)
-
-    def compute(x: Tensor) -> Tensor:
-        return keras.ops.transpose(layer(keras.ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))
-
-    return Lowered(compute=compute, layer=layer, variables=variables)
-
-
 def _conv2d(op: ops.Conv2d, _: Sequence[Shape], settings: Settings) -> Lowered:
     kind, own, variables = _kernel(op, layers.Conv2D, members.MemberConv2D)
     layer = kind(
@@ -95,12 +84,12 @@ def _conv2d(op: ops.Conv2d, _: Sequence[Shape], settings: Settings) -> Lowered:
     return _holding(layer, variables)
 
 
-def _linear(op: ops.Linear, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+def _linear(op: ops.Linear, _: Sequence[Shape], settings: Settings) -> Lowered:
     kind, own, variables = _kernel(op, layers.Dense, members.MemberDense)
     layer = kind(
         op.out_features, masked=settings.masked, kernel_initializer="zeros", **own, **settings.common
     )
-    return _on_last_axis(layer, variables, shapes[0])
+    return _holding(layer, variables)
 
 
 def _kernel(
@@ -126,34 +115,30 @@ def _batch_norm(op: ops.BatchNorm, _: Sequence[Shape], settings: Settings) -> Lo
     return _holding(layer, {**SCALE, "running_mean": "moving_mean", "running_var": "moving_variance"})
 
 
-def _layer_norm(op: ops.LayerNorm, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+def _layer_norm(op: ops.LayerNorm, _: Sequence[Shape], settings: Settings) -> Lowered:
     if op.members is not None:
         plain = layers.LayerNorm(
             epsilon=op.eps, center=False, scale=False, dtype=settings.dtype, name=f"{settings.name}-plain"
         )
-        return _scaled(plain, op.members, SCALE, shapes[0], settings)
+        return _scaled(plain, op.members, SCALE, settings)
     layer = layers.LayerNorm(epsilon=op.eps, **settings.common)
-    return _on_last_axis(layer, SCALE, shapes[0])
+    return _holding(layer, SCALE)
 
 
-def _rms_norm(op: ops.RMSNorm, shapes: Sequence[Shape], settings: Settings) -> Lowered:
+def _rms_norm(op: ops.RMSNorm, _: Sequence[Shape], settings: Settings) -> Lowered:
     if op.members is not None:
         plain = layers.PlainRMSNorm(op.eps, dtype=settings.dtype, name=f"{settings.name}-plain")
-        return _scaled(plain, op.members, {"weight": "gamma"}, shapes[0], settings)
+        return _scaled(plain, op.members, {"weight": "gamma"}, settings)
     layer = keras.layers.RMSNormalization(epsilon=op.eps, **settings.common)
-    return _on_last_axis(layer, {"weight": "scale"}, shapes[0])
+    return _holding(layer, {"weight": "scale"})
 
 
 def _scaled(
-    plain: keras.layers.Layer, count: int, variables: Mapping[str, str], shape: Shape, settings: Settings
+    plain: keras.layers.Layer, count: int, variables: Mapping[str, str], settings: Settings
 ) -> Lowered:
     """Scale the output of a normalisation for each member."""
     own = members.MemberNorm(members=count, biased=len(variables) > 1, **settings.common)
-    lowered = _on_last_axis(own, variables, shape)
-    first = _on_last_axis(plain, {}, shape)
-    return Lowered(
-        compute=lambda x: lowered.compute(first.compute(x)), layer=own, variables=lowered.variables
-    )
+    return Lowered(compute=lambda x: own(plain(x)), layer=own, variables=variables)
 
 
 def _max_pool2d(op: ops.MaxPool2d, _: Sequence[Shape], settings: Settings) -> Lowered:

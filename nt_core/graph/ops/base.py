@@ -139,8 +139,19 @@ def expect_sequence(shape: Shape) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def expect_features(shape: Shape, features: int) -> None:
-    """Check that the last axis of a shape has ``features`` elements."""
+def expect_features(shape: Shape, features: int, instead: str) -> None:
+    """Check that a shape is (features,) or (length, features).
+
+    Args:
+        shape: of one example.
+        features: number of elements of the last axis.
+        instead: what to write for an image, whose last axis is its width.
+    """
+    if len(shape) > 2:
+        raise GraphError(
+            f"expected features or a sequence (…, {features}), found an image {shape}, whose last axis is "
+            f"its width; write {instead}"
+        )
     if not shape or shape[-1] != features:
         raise GraphError(f"expected {features} features on the last axis, found shape {shape}")
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 from nt_core.errors import GraphError
 from nt_core.graph.ops.base import ScaledOp, SharedOp, expect_features
 from nt_core.graph.weights import Init, Weight, kernel, table, vector
 from nt_core.values import Count, Shape
 
+_FOR_IMAGES: Final = (
+    "b.global_avg_pool(x) or b.flatten(x) before it, b.conv(x, channels, kernel=1) to map the channels of "
+    "each pixel, or b.to_sequence(x) before it for a sequence of pixels"
+)
+
 
 class Linear(ScaledOp):
-    """Affine map of the last axis. (…, in) → (…, out), weight (out, in)."""
+    """Affine map of the last axis of features or a sequence. (…, in) → (…, out), weight (out, in)."""
 
     kind: Literal["linear"] = "linear"
     in_features: Count
@@ -22,7 +27,7 @@ class Linear(ScaledOp):
 
     def output_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs
-        expect_features(shape, self.in_features)
+        expect_features(shape, self.in_features, _FOR_IMAGES)
         return (*shape[:-1], self.out_features)
 
     def weights(self) -> tuple[Weight, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -41,16 +41,22 @@ class BatchNorm(MemberNorm):
         )
 
 
+_FOR_IMAGES: Final = (
+    "b.norm(x) to normalise its channels over the batch, or b.to_sequence(x) before it to normalise the "
+    "channels of each pixel"
+)
+
+
 class _LastAxisNorm(MemberNorm):
     features: Count
 
     def output_shape(self, *inputs: Shape) -> Shape:
-        expect_features(inputs[0], self.features)
+        expect_features(inputs[0], self.features, _FOR_IMAGES)
         return inputs[0]
 
 
 class LayerNorm(_LastAxisNorm):
-    """Normalise the last axis (Ba et al. 2016). (…, D) → (…, D)."""
+    """Normalise the last axis of features or a sequence (Ba et al. 2016). (…, D) → (…, D)."""
 
     kind: Literal["layer_norm"] = "layer_norm"
     eps: Annotated[float, Field(gt=0)] = 1e-5
@@ -63,7 +69,10 @@ class LayerNorm(_LastAxisNorm):
 
 
 class RMSNorm(_LastAxisNorm):
-    """Divide the last axis by its root mean square (Zhang & Sennrich 2019). (…, D) → (…, D)."""
+    """Divide the last axis of features or a sequence by its root mean square (Zhang & Sennrich 2019).
+
+    (…, D) → (…, D).
+    """
 
     kind: Literal["rms_norm"] = "rms_norm"
     eps: Annotated[float, Field(gt=0)] = 1e-6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from nt_core.errors import GraphError
-from nt_core.graph.ops.base import NotNegative, Op, SharedOp, expect_features, expect_image, expect_sequence
+from nt_core.graph.ops.base import NotNegative, Op, SharedOp, expect_image, expect_sequence
 from nt_core.graph.weights import Weight, table
 from nt_core.values import Count, Shape
 
@@ -38,7 +38,8 @@ class ClassToken(SharedOp):
 
     def output_shape(self, *inputs: Shape) -> Shape:
         length, features = expect_sequence(inputs[0])
-        expect_features(inputs[0], self.features)
+        if features != self.features:
+            raise GraphError(f"expected {self.features} features on the last axis, found shape {inputs[0]}")
         return length + 1, features
 
     def weights(self) -> tuple[Weight, ...]:

@@ -61,6 +61,16 @@ def expect_error(message: str, *blocks: Block) -> None:
 # What cannot be.
 
 
+@pytest.mark.parametrize("op", [ops.Linear(in_features=5, out_features=5), ops.LayerNorm(features=5)])
+def test_a_graph_from_a_file_cannot_act_on_an_image_s_width_either(op: ops.Op) -> None:
+    node = {"name": "op", "op": op.model_dump(), "inputs": ["input"]}
+    flat = {"name": "flat", "op": {"kind": "flatten"}, "inputs": ["a/op"]}
+    block = {"name": "a", "kind": "classifier", "nodes": [node, flat], "output": "a/flat"}
+    image = {"kind": "image", "channels": 2, "height": 3, "width": 5}
+    with pytest.raises(GraphError, match=r"block 'a', op 'op' .* found an image \(2, 3, 5\)"):
+        BlockGraph.from_dict({"input": image, "blocks": [block]})
+
+
 def test_no_blocks() -> None:
     expect_error("at least a classifier block, found no blocks")
 
@@ -141,6 +151,15 @@ def test_an_op_that_does_not_fit_names_block_and_op(
             "(class_token): expected 4 features on the last axis, found shape (64, 3)",
         ),
         (lambda b: b.activation(b.inp, "rleu"), "activation.function: input should be 'relu'"),
+        (
+            lambda b: b.linear(b.inp, 4),
+            "found an image (3, 8, 8), whose last axis is its width; write b.global_avg_pool(x) or",
+        ),
+        (
+            lambda b: b.layer_norm(b.inp),
+            "(layer_norm): expected features or a sequence (…, 8), found an image (3, 8, 8), whose last axis",
+        ),
+        (lambda b: b.rms_norm(b.inp), "whose last axis is its width; write b.norm(x) to normalise its"),
     ],
 )
 def test_the_builder_reports_a_mistake_where_it_is_made(write: Any, message: str) -> None:

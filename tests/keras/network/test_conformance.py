@@ -337,7 +337,7 @@ def test_keras_image_data_format_changes_nothing(case):
     "case",
     named(
         "gelu",
-        "layer_norm_image",
+        "layer_norm",
         "to_sequence",
         "class_token",
         "positions",
