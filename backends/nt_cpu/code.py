@@ -57,6 +57,10 @@ class Program:
     code: NDArray[np.int64]
     blob: NDArray[np.uint8]
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Program:
+        """Return itself, because nothing writes into its arrays."""
+        return self
+
 
 @dataclass(slots=True)
 class _Writer:

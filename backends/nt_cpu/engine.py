@@ -11,11 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import DataError, EnsembleSpec, GraphError, Tokens
+from nt_core import EnsembleSpec, GraphError, NeuroTrailsError
 from nt_core.checkpoint import Checkpoint, Values, aggregation_of, load_checkpoint
+from nt_core.errors import NotFiniteError
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
 from nt_cpu.code import Program, batch_of, program
+from nt_cpu.inputs import examples, expect_counts
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
 
@@ -39,13 +41,14 @@ def compile(  # noqa: A001
             full name, with exact zeros where a connection is inactive.
         batch: usual number of examples of a call, for which the program is optimised; a call takes any
             number.
-        threads: number of threads for one batch.
+        threads: number of threads for one batch, at most 1024.
         aggregation: of members' predictions; None: the fitted aggregation in the checkpoint's record, else
             the mean that the spec names.
 
     Raises:
         CheckpointError: as :func:`nt_core.load_checkpoint`.
-        DataError: ``batch`` or ``threads`` is not positive.
+        DataError: ``batch`` or ``threads`` is out of range.
+        NotFiniteError: a weight is NaN or infinite.
 
     Example:
         >>> import nt_core, nt_models
@@ -55,11 +58,12 @@ def compile(  # noqa: A001
         >>> engine(np.zeros((10, 8), np.float32)).shape, engine.heads(np.zeros((1, 8), np.float32)).shape
         ((10, 3), (3, 1, 3))
     """
-    expect_positive(batch=batch, threads=threads)
+    expect_counts(batch=batch, threads=threads)
     if isinstance(trained, tuple):
         saved = Checkpoint(spec=trained[0], values=trained[1], masks={})
     else:
         saved = trained if isinstance(trained, Checkpoint) else load_checkpoint(trained)
+    _expect_finite(saved.values)
     how = aggregation or aggregation_of(saved.spec, saved.record)
     written = None
     try:
@@ -80,19 +84,20 @@ def compile(  # noqa: A001
     )
 
 
-def expect_positive(**counts: int) -> None:
-    """Check that every count is positive.
-
-    Raises:
-        DataError: a count is not positive; the message names the first.
-    """
-    for name, count in counts.items():
-        if count < 1:
-            raise DataError(f"{name}: expected at least 1, found {count}")
+def _expect_finite(values: Values) -> None:
+    """Check the weights: NaN behind an inactive connection would be skipped, and its logits look sound."""
+    for name, value in values.items():
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise NotFiniteError(
+                f"{name}: holds NaN or infinity: the training diverged; use an earlier state"
+            )
 
 
 class Engine:
     """Compiled ensemble, made by :func:`compile` or :func:`load`; several Python threads may call it at once.
+
+    An engine answers after a fork. A pickle of it holds the path and the checksum of the file that it was
+    loaded from, or its whole program if it was compiled in memory.
 
     Attributes:
         spec: of the ensemble.
@@ -118,12 +123,29 @@ class Engine:
     ) -> None:
         self.spec, self.program, self.aggregation, self.record = spec, program, aggregation, record
         self.batch, self.threads = batch, threads
+        self._values = values
+        self._open()
+
+    def _open(self) -> None:
+        """Hand the program to the native kernels, if both are there; NumPy then needs the weights no more."""
+        spec, program = self.spec, self.program
         self.kernels = None if program is None else kernels()
-        self._native = None if program is None or self.kernels is None else NativeProgram(program, threads)
+        self._native = (
+            None if program is None or self.kernels is None else NativeProgram(program, self.threads)
+        )
         if self._native is not None:
             inputs, outputs = math.prod(spec.layout.input_shape), math.prod(spec.graph.output_shape)
             self._native.expect_shapes(inputs, spec.members, outputs)
-        self._values = values if self._native is None else {}
+            self._values = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_native"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+        if self._native is None and not self._values:
+            raise NeuroTrailsError(NOT_INSTALLED)
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Return the ensemble's probabilities. (N, *input shape) → (N, …, classes)."""
@@ -138,22 +160,18 @@ class Engine:
     def heads(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Compute every member's logits. (N, *input shape) → (M, N, …).
 
+        All logits of an example with NaN or infinity are NaN, even if its inputs have no connections.
+
         Raises:
-            DataError: inputs have another shape.
+            DataError: inputs are no real numbers, have another shape, or are tokens outside the vocabulary.
         """
-        expected = self.spec.layout.input_shape
-        inputs = np.asarray(inputs)
-        if inputs.shape[1:] != expected or not inputs.ndim:
-            raise DataError(
-                f"input: expected shape (batch, {', '.join(map(str, expected))}), found {inputs.shape}; "
-                "images are (batch, channels, height, width)"
-            )
-        if isinstance(self.spec.graph.input, Tokens) and inputs.size:
-            self.spec.graph.input.expect_tokens(int(inputs.min()), int(inputs.max()))
+        found = examples(inputs, self.spec.layout)
         if self._native is None:
-            return forward(self.spec.layout, self._values, inputs).astype(np.float32, copy=False)
-        given = np.require(inputs, np.float32, ["C", "ALIGNED"])
-        found = np.empty((self.spec.members, len(given), *self.spec.graph.output_shape), np.float32)
+            logits = forward(self.spec.layout, self._values, found).astype(np.float32, copy=False)
+            logits[:, ~np.isfinite(found).all(axis=tuple(range(1, found.ndim)))] = np.nan
+            return logits
+        given = np.require(found, np.float32, ["C", "ALIGNED"])
+        logits = np.empty((self.spec.members, len(given), *self.spec.graph.output_shape), np.float32)
         if len(given):
-            self._native.run(given, found)
-        return found
+            self._native.run(given, logits)
+        return logits

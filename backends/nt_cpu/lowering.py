@@ -13,6 +13,9 @@ from nt_core.graph import ops
 from nt_cpu.operations import Extent, Floats, Operation
 
 FUNCTIONS = ("gelu", "silu", "tanh", "sigmoid")
+MOST_TOKENS = 1 << 24
+"""Largest vocabulary: values are float32, which names no larger whole numbers exactly."""
+
 EPS_UNIT = 1e-15
 """Unit of a norm's eps in the native engine's words."""
 
@@ -190,6 +193,8 @@ def _take_token(call: Call) -> list[Operation]:
 
 
 def _embedding(call: Call) -> list[Operation]:
+    if call.op.vocabulary > MOST_TOKENS:
+        raise GraphError(f"expected a vocabulary of at most {MOST_TOKENS}, found {call.op.vocabulary}")
     return becomes(call, "embedding", table=(call.own["weight"],), words=(call.op.vocabulary,))
 
 

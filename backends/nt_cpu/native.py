@@ -20,6 +20,9 @@ from nt_cpu.lowering import FUNCTIONS
 from nt_cpu.streams import LINE, SETS, TILE, UNIT
 
 VARIABLE = "NT_CPU_KERNELS"
+MOST_THREADS: Final = 1024
+"""Largest number of threads of one run, because OpenMP ends the process when it cannot make a thread."""
+
 INSTRUCTIONS = ("avx512", "avx2", "portable")
 CONSTANTS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -29,6 +32,7 @@ CONSTANTS: Final[Mapping[str, int]] = MappingProxyType(
         "TILE": TILE,
         "UNIT": UNIT,
         "SETS": SETS,
+        "THREADS": MOST_THREADS,
         **{name: number for number, name in enumerate(KINDS)},
         "KINDS": len(KINDS),
         **{name: number for number, name in enumerate(FUNCTIONS)},
@@ -38,6 +42,7 @@ CONSTANTS: Final[Mapping[str, int]] = MappingProxyType(
 """The constants by which programs are written; the library must read them by the same."""
 
 _ERROR_BYTES = 512
+_ADDRESSES = 8
 _PEAK_ROUNDS = 2_000_000
 
 
@@ -104,13 +109,14 @@ class NativeProgram:
 
     Args:
         program: of :func:`nt_cpu.code.program`, or from an untrusted file.
-        threads: number of threads that the library uses for one run.
+        threads: number of threads that the library uses for one run, 1 to :data:`MOST_THREADS`.
 
     Raises:
         NeuroTrailsError: the program is invalid, or needs more working memory than the machine has.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
+        program = Program(_aligned(program.code), _aligned(program.blob))
         self._library, self._program, self.threads = library(), program, threads
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         self._engine = self._library.nt_open(
@@ -123,7 +129,12 @@ class NativeProgram:
         )
         if not self._engine:
             raise NeuroTrailsError(f"program: {error.value.decode()}")
-        self._bytes = self._library.nt_memory(self._engine, threads) + ALIGNMENT
+        needed = self._library.nt_memory(self._engine, threads)
+        if needed < 0:
+            raise NeuroTrailsError(
+                f"program: expected 1 to {MOST_THREADS} threads, and addressable memory, found {threads}"
+            )
+        self._bytes = needed + ALIGNMENT
         if self._bytes > machine_bytes():
             raise NeuroTrailsError(
                 f"program: needs {self._bytes} bytes of working memory, expected at most the "
@@ -149,6 +160,11 @@ class NativeProgram:
                 f"program: reads {sizes[0]} numbers and gives {sizes[1]} × {sizes[2]}, but its spec {inputs} "
                 f"and {members} × {outputs}"
             )
+        if members * outputs * 4 > machine_bytes():
+            raise NeuroTrailsError(
+                f"program: gives {members * outputs} numbers for each example, expected at most the "
+                f"{machine_bytes()} bytes of this machine"
+            )
 
     def run(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
         """Compute logits. (B, *input shape) → (M, B, *output shape), both contiguous."""
@@ -166,6 +182,11 @@ class NativeProgram:
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
             self._library.nt_close(self._engine)
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array at an aligned address, as the kernels need; arrays of packed files are not copied."""
+    return array if array.ctypes.data % _ADDRESSES == 0 else np.array(array)
 
 
 def kernels() -> str | None:

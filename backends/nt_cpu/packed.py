@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -23,13 +24,13 @@ from nt_core.metrics import Fitted
 from nt_core.spec import Mean
 from nt_core.values import Count, Value, shown
 from nt_cpu.code import VERSION, Program
-from nt_cpu.engine import NOT_INSTALLED, Engine, expect_positive
+from nt_cpu.engine import NOT_INSTALLED, Engine
+from nt_cpu.inputs import expect_counts
 from nt_cpu.native import kernels
 
 FORMAT: Final = "neurotrails-cpu"
 _KEY, _DIGEST = "packed", "sha256"
 _PART_BYTES: Final = 8 << 20
-_ADDRESSES: Final = 8
 
 
 class _About(Value):
@@ -43,6 +44,36 @@ class _About(Value):
     batch: Count
     aggregation: Mean | Fitted
     record: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Mapped(Program):
+    """Program that lies in a packed file, by which it is pickled.
+
+    Attributes:
+        path: absolute.
+        sha256: checksum in the file.
+    """
+
+    path: Path
+    sha256: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mapped, (self.path, self.sha256)
+
+
+def _mapped(path: Path, sha256: str) -> Program:
+    """Map the program of a file again.
+
+    Raises:
+        CheckpointError: the file cannot be read, or was replaced meanwhile.
+    """
+    program = _read(path)[1]
+    if program.sha256 != sha256:
+        raise CheckpointError(
+            f"{path}: replaced since the engine was loaded from it: its SHA-256 is another; load it anew"
+        )
+    return program
 
 
 def pack(engine: Engine, file: str | Path) -> None:
@@ -96,15 +127,15 @@ def load(file: str | Path, *, threads: int = 1) -> Engine:
 
     Args:
         file: written by :func:`pack`.
-        threads: number of threads for one batch.
+        threads: number of threads for one batch, at most 1024.
 
     Raises:
         CheckpointError: the file cannot be read, is no packed file, was truncated or altered, or is of
             another version.
         NeuroTrailsError: the compiled kernels are not installed.
-        DataError: ``threads`` is not positive.
+        DataError: ``threads`` is out of range.
     """
-    expect_positive(threads=threads)
+    expect_counts(threads=threads)
     if kernels() is None:
         raise NeuroTrailsError(f"{NOT_INSTALLED}; without them, compile the run instead: NumPy computes then")
     path = Path(file)
@@ -128,16 +159,16 @@ def is_packed(path: str | Path) -> bool:
     return Path(path).is_file()
 
 
-def _read(path: Path) -> tuple[_About, Program]:
+def _read(path: Path) -> tuple[_About, _Mapped]:
     tensors, metadata = tensors_in(path)
     if tensors.keys() != {"code", "blob"} or metadata.keys() != {_KEY, _DIGEST}:
         raise CheckpointError(f"{path}: not a packed ensemble; expected what nt export --to cpu writes")
     kinds = [(tensors[name].dtype, len(tensors[name].shape)) for name in ("code", "blob")]
     if kinds != [("I64", 1), ("U8", 1)]:
         raise CheckpointError(f"{path}: not a packed ensemble; expected rows of I64 and U8, found {kinds}")
-    program = Program(_aligned(tensors["code"].map()), _aligned(tensors["blob"].map()))
-    text = metadata[_KEY]
-    if metadata[_DIGEST] != _digest(text, program):
+    text, digest = metadata[_KEY], metadata[_DIGEST]
+    program = _Mapped(tensors["code"].map(), tensors["blob"].map(), path.absolute(), digest)
+    if digest != _digest(text, program):
         raise CheckpointError(
             f"{path}: altered after it was packed: its SHA-256 is another; restore the file"
         )
@@ -156,11 +187,6 @@ def _about(text: str, path: Path) -> _About:
     raise CheckpointError(
         f"{path}: version {shown(version)}, but this library reads {VERSION}; pack it again"
     )
-
-
-def _aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array at an aligned address, as the kernels need; arrays of :func:`pack` are not copied."""
-    return array if array.ctypes.data % _ADDRESSES == 0 else np.array(array)
 
 
 def _digest(text: str, program: Program) -> str:

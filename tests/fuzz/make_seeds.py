@@ -39,6 +39,7 @@ from nt_core.states import State
 from nt_core.states.file import write_state
 from nt_models.huggingface.folder import save_llama
 from nt_models.tiny import TINY
+from tests.fuzz.programs import FLOATS, listing, program_of, tensors_of
 from tests.fuzz.readers import split_safetensors
 
 COST = {
@@ -195,6 +196,11 @@ def forged(scratch: Path) -> None:
     begin = json.loads(header)["code"]["data_offsets"][0] + 3 * 8
     needy = body[:begin] + (1 << 40).to_bytes(8, "little") + body[begin + 8 :]
     write("packed", "broke_working_memory_of_terabytes", about, header, needy)
+    silent, uneven = (listing(program_of(header, body)) for _ in range(2))
+    silent.ops.pop()
+    uneven.head[FLOATS] += 1
+    write("packed", "broke_last_member_gets_no_output", about, *tensors_of(silent.program()))
+    write("packed", "broke_working_memory_of_no_whole_lines", about, *tensors_of(uneven.program()))
     config = json.loads((scratch / "mlp" / CONFIG).read_text())
     huge = EnsembleSpec(graph=nt_models.mlp(inputs=10**6, hidden=(10**8,), classes=2)).to_dict()
     config |= {"spec": huge, "masked": []}

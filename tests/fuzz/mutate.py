@@ -1,4 +1,4 @@
-"""Changes that keep a file's form: another value in JSON, another number in YAML or in a program."""
+"""Changes that keep a file's form: another value in JSON, another number in YAML, another op in a program."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from random import Random
 from typing import Any, Final
+
+from tests.fuzz.programs import hostile, program_of, tensors_of
 
 NUMBER: Final = re.compile(rb"-?\d+(\.\d+)?")
 NUMBERS: Final = (
@@ -60,6 +62,8 @@ WORDS: Final = (
 def mutate(data: bytes, random: Random) -> bytes:
     """Return a file of several parts with one of them changed."""
     parts = data.split(b"\0", 2)
+    if len(parts) == 3 and random.random() < 0.5 and (other := _other_program(parts[1], parts[2], random)):
+        return b"\0".join((parts[0], *other))
     which = random.randrange(len(parts))
     part = parts[which]
     try:
@@ -67,6 +71,14 @@ def mutate(data: bytes, random: Random) -> bytes:
     except (ValueError, RecursionError):
         parts[which] = _other_word(part, random) if which == 2 else _other_number(part, random)
     return b"\0".join(parts)
+
+
+def _other_program(header: bytes, body: bytes, random: Random) -> tuple[bytes, bytes] | None:
+    """Change a packed file's program, as long as it has a program's form; None if it is none."""
+    try:
+        return tensors_of(hostile(program_of(header, body), random))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _other_value(tree: Any, random: Random) -> Any:

@@ -45,6 +45,7 @@ from nt_lab.data.tokenizer import open_tokenizer
 from nt_lab.runs.architectures import ARCHITECTURES
 from nt_lab.runs.folder import HISTORY, RunFolder, flat, row
 from nt_models.huggingface.folder import load_llama
+from tests.fuzz.programs import expect_no_leak
 
 Consume = Callable[[bytes, Path], object]
 
@@ -113,7 +114,9 @@ def packed(data: bytes, folder: Path) -> object:
     if engine.program is not None and int(engine.program.code[3]) <= MOST_FLOATS and spec.members < 99:
         shape = (3, *spec.layout.input_shape)
         if np.prod([float(n) for n in (*shape, *spec.graph.output_shape)]) < MOST_FLOATS:
-            engine(np.zeros(shape, np.float32))
+            x = np.zeros(shape, np.float32)
+            engine(x)
+            expect_no_leak(engine._native, x, spec.members, int(np.prod(spec.graph.output_shape)))
     return engine
 
 

@@ -13,6 +13,7 @@ static const struct {
     {"TILE", NT_TILE},
     {"UNIT", NT_UNIT},
     {"SETS", SETS},
+    {"THREADS", NT_THREADS},
     {"product", PRODUCT},
     {"affine", AFFINE},
     {"add", ADD},

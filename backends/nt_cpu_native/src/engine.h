@@ -21,11 +21,14 @@ NT_API void nt_close(nt_engine *engine);
 /* What a run reads and writes: numbers of an example, members, numbers of a member. */
 NT_API void nt_sizes(const nt_engine *engine, int64_t *sizes);
 
-/* Bytes of working memory that nt_run needs with so many threads; it must be aligned to 64 bytes. */
+enum { NT_THREADS = 1024 }; /* at most: OpenMP ends the process when the system refuses it a thread */
+
+/* Bytes of working memory that nt_run needs with so many threads; it must be aligned to 64 bytes. -1 if the threads
+   are out of range, or the bytes beyond 64 bits. */
 NT_API int64_t nt_memory(const nt_engine *engine, int64_t threads);
 
-/* Run on examples, however many; output: (members, examples, numbers of a member). Returns 0; -1 if an argument
-   is out of range. */
+/* Run on examples, however many; output: (members, examples, numbers of a member). Where an example has NaN or an
+   infinity, all of its outputs are NaN. Returns 0; -1 if an argument is out of range. */
 NT_API int nt_run(const nt_engine *engine, const float *input, float *output, int64_t examples, int64_t threads,
                   void *memory);
 

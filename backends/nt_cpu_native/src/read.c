@@ -5,7 +5,9 @@
 
 static void read_values(reader *r, nt_engine *e)
 {
-    e->value_count = word(r, "values", 0, r->words);
+    e->value_count = word(r, "values", 0, MOST_VALUES);
+    if (e->floats % NT_LINE)
+        fail(r, "working memory: expected whole lines of %d numbers, found %lld", NT_LINE, (long long)e->floats);
     e->values = make(r, e->value_count, sizeof(value));
     for (int64_t i = 0; i < e->value_count && !r->failed; i++) {
         value *v = &e->values[i];
@@ -83,8 +85,9 @@ static void read_op(reader *r, nt_engine *e, op *o)
     o->residual = -1;
     if (r->failed)
         return;
-    if (o->in == o->out && o->kind != INPUT && o->kind != OUTPUT && o->kind != AFFINE && o->kind != FILL) {
-        fail(r, "op %lld: reads what it writes", (long long)o->kind);
+    const int one = o->kind == INPUT || o->kind == OUTPUT || o->kind == FILL;
+    if (o->in == o->out ? !one && o->kind != AFFINE : one) {
+        fail(r, "op %lld: reads value %lld and writes %lld", (long long)o->kind, (long long)o->in, (long long)o->out);
         return;
     }
     const value *in = &e->values[o->in], *out = &e->values[o->out];
@@ -187,7 +190,7 @@ static void skip_copy(nt_engine *e)
 nt_engine *nt_open(const int64_t *code, int64_t words, const uint8_t *blob, int64_t bytes, char *error,
                    int64_t error_bytes)
 {
-    reader r = {code, words, 0, blob, bytes, error, error_bytes, 0, 0, 0};
+    reader r = {code, words, 0, blob, bytes, error, error_bytes, 0, 0, 0, {0}};
     nt_engine *e = make(&r, 1, sizeof *e);
     if (!e)
         return NULL;
@@ -208,6 +211,8 @@ nt_engine *nt_open(const int64_t *code, int64_t words, const uint8_t *blob, int6
         fail(&r, "the program reads no input");
     if (!r.failed && own_floats(e) > MOST_MEMORY)
         fail(&r, "working memory: expected at most %lld numbers for each thread", (long long)MOST_MEMORY);
+    if (!r.failed)
+        expect_flow(&r, e);
     e->kernels = nt_choose();
     if (!r.failed) {
         skip_copy(e);
@@ -245,5 +250,8 @@ void nt_sizes(const nt_engine *e, int64_t *sizes)
 
 int64_t nt_memory(const nt_engine *e, int64_t threads)
 {
-    return threads * (e->floats + own_floats(e)) * (int64_t)sizeof(float);
+    const int64_t each = e->floats + own_floats(e);
+    if (threads < 1 || threads > NT_THREADS || each > INT64_MAX / (int64_t)sizeof(float) / threads)
+        return -1;
+    return threads * each * (int64_t)sizeof(float);
 }

@@ -1,5 +1,6 @@
 #include "reader.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 void read_geometry(reader *r, nt_geometry *g, int64_t row)
@@ -24,10 +25,51 @@ void expect_geometry(reader *r, const nt_geometry *g, const value *in, const val
         fail(r, "geometry: does not belong to its values");
 }
 
+/* Find where a panel's lines begin that a connection may name: elsewhere, some of the floats of the last tile are
+   not written. */
+static void find_lines(reader *r, const nt_geometry *g)
+{
+    const int64_t all = (int64_t)sizeof r->lines * NT_LINE, plane = nt_plane_floats(g);
+    memset(r->lines, 0, sizeof r->lines);
+    for (int64_t at = 0; at < all && !g->shared; at += plane)
+        r->lines[at / NT_LINE] = 1;
+    for (int64_t channel = 0; channel < all && g->shared; channel += nt_channel_floats(g))
+        for (int64_t kx = 0; kx < g->kernel_w && channel + kx * plane < all; kx++)
+            for (int64_t ky = 0; ky < g->kernel_h && channel + kx * plane + ky * g->out_w < all; ky++)
+                r->lines[(channel + kx * plane + ky * g->out_w) / NT_LINE] = 1;
+}
+
+/* Which of a product's rows have been met: as the first of its blocks divide them into sets, which threads take, all
+   others must, too. */
+typedef struct {
+    uint32_t *set, *seen; /* of each row: its group and set; the last block that has it; 0: none */
+    uint32_t group, blocks;
+} owners;
+
+static void expect_owners(reader *r, owners *o, const block *b, int first, int64_t channels)
+{
+    o->blocks++;
+    for (uint32_t s = 0; s < SETS && !r->failed; s++)
+        for (uint32_t i = b->sets[s]; i < b->sets[s + 1]; i++) {
+            const uint32_t row = b->which[i], set = o->group * SETS + s + 1;
+            if (row >= channels) {
+                fail(r, "block: row %lld of %lld", (long long)row, (long long)channels);
+                return;
+            }
+            if (o->seen[row] == o->blocks || o->set[row] != (first ? 0 : set)) {
+                fail(r, "block: row %lld is in two places", (long long)row);
+                return;
+            }
+            o->seen[row] = o->blocks;
+            o->set[row] = set;
+        }
+}
+
 /* Read a block and check every index in it, so that running needs no checks. */
-static void read_block(reader *r, block *b, const nt_geometry *g, int single, int64_t in_channels,
+static void read_block(reader *r, block *b, const op *o, owners *rows, int first, int64_t in_channels,
                        int64_t out_channels)
 {
+    const nt_geometry *g = &o->geometry;
     b->channel = word(r, "block: first channel", 0, in_channels - 1);
     b->channels = word(r, "block: channels", 0, in_channels - b->channel);
     b->rows = word(r, "block: rows", 0, out_channels);
@@ -51,19 +93,17 @@ static void read_block(reader *r, block *b, const nt_geometry *g, int single, in
         fail(r, "block: expected %lld rows in its sets", (long long)b->rows);
         return;
     }
-    for (int64_t i = 0; i < b->rows; i++) {
+    expect_owners(r, rows, b, first, out_channels);
+    for (int64_t i = 0; i < b->rows; i++)
         b->starts[i + 1] = b->starts[i] + b->counts[i];
-        if (b->which[i] >= out_channels) {
-            fail(r, "block: row %lld of %lld", (long long)b->which[i], (long long)out_channels);
-            return;
-        }
-    }
+    if (r->failed)
+        return;
     if (b->starts[b->rows] != count) {
         fail(r, "block: expected %lld connections, found %lld", (long long)count,
                     (long long)b->starts[b->rows]);
         return;
     }
-    if (single) {
+    if (o->single) {
         for (int64_t k = 0; k < count; k++)
             if (b->offsets[k] >= b->channels) {
                 fail(r, "block: connection %lld has no input", (long long)k);
@@ -73,8 +113,8 @@ static void read_block(reader *r, block *b, const nt_geometry *g, int single, in
     }
     const int64_t end = nt_channel_floats(g) * b->channels * (int64_t)sizeof(float) - g->tile * (int64_t)sizeof(float);
     for (int64_t k = 0; k < count; k++) {
-        const int64_t at = (int64_t)b->offsets[k] * NT_UNIT;
-        if (at > end || at % (NT_LINE * (int64_t)sizeof(float))) {
+        const int64_t at = (int64_t)b->offsets[k] * NT_UNIT, line = NT_LINE * (int64_t)sizeof(float);
+        if (at > end || at % line || !r->lines[at / line]) {
             fail(r, "block: connection %lld lies outside of its panel", (long long)k);
             return;
         }
@@ -106,18 +146,37 @@ static void make_table(reader *r, nt_engine *e, op *o)
         e->scratch_floats = end + 1;
 }
 
-static void read_group(reader *r, nt_engine *e, op *o, row_group *g, int64_t in_channels, int64_t out_channels)
+static void read_group(reader *r, nt_engine *e, op *o, row_group *g, owners *rows, int64_t in_channels,
+                       int64_t out_channels)
 {
     g->count = word(r, "product: blocks", 1, o->single ? 1 : in_channels + 1);
     if (r->failed)
         return;
     g->blocks = make(r, g->count, sizeof(block));
     for (int64_t i = 0; i < g->count && !r->failed; i++) {
-        read_block(r, &g->blocks[i], &o->geometry, (int)o->single, in_channels, out_channels);
+        read_block(r, &g->blocks[i], o, rows, i == 0, in_channels, out_channels);
         const int64_t need = (o->single ? 1 : nt_channel_floats(&o->geometry)) * g->blocks[i].channels;
         if (need > e->panel_floats)
             e->panel_floats = need;
     }
+}
+
+static void read_groups(reader *r, nt_engine *e, op *o, int64_t in_channels, int64_t out_channels)
+{
+    int64_t first = 0, last = 0;
+    owners rows = {make(r, out_channels, sizeof(uint32_t)), make(r, out_channels, sizeof(uint32_t)), 0, 0};
+    find_lines(r, &o->geometry);
+    o->groups = make(r, o->group_count, sizeof(row_group));
+    for (int64_t i = 0; i < o->group_count && !r->failed; i++, rows.group++) {
+        const row_group *g = &o->groups[i];
+        read_group(r, e, o, &o->groups[i], &rows, in_channels, out_channels);
+        first += r->failed ? 0 : g->blocks[0].rows;
+        last += r->failed ? 0 : g->blocks[g->count - 1].rows;
+    }
+    free(rows.set);
+    free(rows.seen);
+    if (first != out_channels || last != out_channels) /* so that each row gets its bias, and its residual */
+        fail(r, "product: expected all rows in the first and in the last blocks");
 }
 
 void read_product(reader *r, nt_engine *e, op *o, const value *in, const value *out)
@@ -159,18 +218,9 @@ void read_product(reader *r, nt_engine *e, op *o, const value *in, const value *
             return;
         }
     }
-    o->groups = make(r, o->group_count, sizeof(row_group));
-    int64_t first = 0, last = 0;
-    for (int64_t i = 0; i < o->group_count && !r->failed; i++) {
-        const row_group *g = &o->groups[i];
-        read_group(r, e, o, &o->groups[i], in->channels, out->channels);
-        first += r->failed ? 0 : g->blocks[0].rows;
-        last += r->failed ? 0 : g->blocks[g->count - 1].rows;
-    }
+    read_groups(r, e, o, in->channels, out->channels);
     if (!pointwise && nt_scratch_floats(&o->geometry) > e->scratch_floats)
         e->scratch_floats = nt_scratch_floats(&o->geometry);
     if (!r->failed && !pointwise && out->merged && NT_TILE % out->positions == 0 && !nt_is_plain(&o->geometry))
         make_table(r, e, o);
-    if (first != out->channels || last != out->channels) /* so that each row gets its bias, and its residual */
-        fail(r, "product: expected all rows in the first and in the last blocks");
 }

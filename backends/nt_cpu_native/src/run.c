@@ -1,7 +1,20 @@
 #include "program.h"
 
+#include <math.h>
+#include <string.h>
+
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__) && !defined(_WIN32)
+#include <pthread.h>
+
+/* GNU's OpenMP keeps the threads of a run for the next one. A fork does not copy threads, so the child would wait
+   for them forever: they end before the fork, and the next run makes new ones. LLVM's OpenMP does so itself. */
+static void end_threads(void) { omp_pause_resource_all(omp_pause_soft); }
+
+__attribute__((constructor)) static void expect_forks(void) { pthread_atfork(end_threads, NULL, NULL); }
 #endif
 
 static void wait_for_others(void)
@@ -61,6 +74,31 @@ static void run_batch(worker w, int64_t batch)
     }
 }
 
+/* Whether all numbers are finite. */
+static int finite(const float *x, int64_t count)
+{
+    uint32_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        found |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return !found;
+}
+
+/* Let NaN and infinity reach every output of their example, as they do where 0 * NaN is added up: an input without
+   connections would not show them. */
+static void spoil(const nt_engine *e, const float *input, float *output, int64_t examples, int64_t begin, int64_t end)
+{
+    for (int64_t b = begin; b < end; b++) {
+        if (finite(input + b * e->input_floats, e->input_floats))
+            continue;
+        for (int64_t m = 0; m < e->outputs; m++)
+            for (int64_t i = 0; i < e->output_floats; i++)
+                output[(m * examples + b) * e->output_floats + i] = NAN;
+    }
+}
+
 /* As many batches as come out even are computed by a thread each; all threads share the rest. */
 static void run_thread(const nt_engine *e, const float *input, float *output, int64_t examples, int64_t thread,
                        int64_t threads, float *memory)
@@ -77,11 +115,12 @@ static void run_thread(const nt_engine *e, const float *input, float *output, in
         const worker w = {e, input, output, memory, own + e->floats, examples, 0, 0, thread, threads};
         run_batch(w, batch);
     }
+    spoil(e, input, output, examples, share(examples, thread, threads), share(examples, thread + 1, threads));
 }
 
 int nt_run(const nt_engine *e, const float *input, float *output, int64_t examples, int64_t threads, void *memory)
 {
-    if (!e || !input || !output || !memory || examples < 1 || threads < 1 ||
+    if (!e || !input || !output || !memory || examples < 1 || threads < 1 || threads > NT_THREADS ||
         (uintptr_t)memory % (NT_LINE * sizeof(float)))
         return -1;
 #ifdef _OPENMP
