@@ -39,7 +39,8 @@ class SoftMagnitude(Criterion):
     """Keep by sampling without replacement with probability ∝ |w|^temperature (Zhang et al. 2025, CHTs, §3).
 
     The sampling is exactly Gumbel top-k on temperature·log|w|, because a multinomial call fails beyond 2^24
-    entries.
+    entries. Weights of exactly 0, which were grown and have not moved yet, have the probability 0, so they go
+    before all others; which of them, if not all, is uniformly random.
 
     Attributes:
         temperature: the exponent of |w|; the larger it is, the more the largest weights are favoured.
@@ -51,10 +52,11 @@ class SoftMagnitude(Criterion):
     temperature: Annotated[float, Field(gt=0)] = 3.0
 
     def __call__(self, layer: Layer, where: slice, draws: Draws) -> Array:
-        with np.errstate(divide="ignore"):
-            return self.temperature * np.log(abs(layer.weights[where]).astype(np.float64)) + draws.gumbel(
-                where
-            )
+        size = abs(layer.weights[where]).astype(np.float64)
+        moved = size != 0
+        likely = self.temperature * np.log(size, where=moved, out=size) + draws.gumbel(where)
+        below = self.temperature * SMALLEST_LOG + LEAST_GUMBEL
+        return np.where(moved, likely, below * (1 + draws.uniform(where)))
 
 
 class Gradient(Criterion):
@@ -165,6 +167,12 @@ class CannistraciHebb(Criterion):
 
         return score
 
+
+SMALLEST_LOG = -750.0
+"""Below the logarithm of every positive double."""
+
+LEAST_GUMBEL = -5.0
+"""Below every Gumbel number that is made of 52 bits."""
 
 UNREACHED = 1e6
 """Subtracted from the score of positions that no path reaches; exceeds any logarithm with Gumbel noise."""

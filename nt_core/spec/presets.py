@@ -105,6 +105,45 @@ def neurotrails_lm(
     return EnsembleSpec(graph=graph, structure=_multi_head(graph, split, heads), topology=topology)
 
 
+def neurotrails_code(
+    graph: BlockGraph, *, split: int | None = None, heads: int = 3, sparsity: float = 0.8
+) -> EnsembleSpec:
+    """NeuroTrails for vision as in its code: the pruned may return, counts go up, the cosine ends at 0.005.
+
+    Source: ``computer_vision/sparselearning/core.py`` of the code that arXiv 2505.17909 publishes, of 22 May
+    2025. ΔT is that of the code's defaults; its script for CIFAR-100 passes 1000.
+    """
+    paper = neurotrails(graph, split=split, heads=heads, sparsity=sparsity)
+    topology = Dynamic(
+        sparsity=sparsity,
+        drop_fraction=DropFraction(floor=0.005),
+        semantics=Semantics(regrow="return", rounding="ceil"),
+    )
+    return paper.replace(topology=topology)
+
+
+def neurotrails_lm_code(
+    graph: BlockGraph, *, split: int | None = None, heads: int = 3, sparsity: float = 0.1
+) -> EnsembleSpec:
+    """NeuroTrails for language as in its code: losses summed, the pruned may return, cosine down to 0.005.
+
+    Source: ``language_modeling/sparselearning/core.py`` and ``torchrun_main.py`` of the code that arXiv
+    2505.17909 publishes, of 22 May 2025, with the options of its ``train_llm.sh``. It rounds up the number of
+    connections that *stay*, so those that go are rounded down; and it lists no projection as dense, which at
+    10 % sparsity ER itself makes of square ones.
+    """
+    paper = neurotrails_lm(graph, split=split, heads=heads, sparsity=sparsity)
+    topology = Dynamic(
+        sparsity=sparsity,
+        allocation=ER(),
+        prune=SoftMagnitude(temperature=3.0),
+        drop_fraction=DropFraction(floor=0.005),
+        interval=50,
+        semantics=Semantics(regrow="return", rounding="floor"),
+    )
+    return paper.replace(topology=topology, loss="sum")
+
+
 def batch_ensemble(graph: BlockGraph, *, members: int = 3) -> EnsembleSpec:
     """Members that share every kernel and scale its inputs and outputs (BatchEnsemble, Wen et al. 2020)."""
     return EnsembleSpec(graph=graph, structure=BatchEnsemble(count=members))
@@ -239,6 +278,8 @@ PRESETS: Mapping[str, Callable[..., EnsembleSpec]] = MappingProxyType(
             rigl_paper,
             neurotrails,
             neurotrails_lm,
+            neurotrails_code,
+            neurotrails_lm_code,
             batch_ensemble,
             mimo,
             fission,

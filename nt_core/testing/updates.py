@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from nt_core.masks import NUMPY, Array, Arrays, Moment
 from nt_core.policies import GROWS, PRUNES, Criterion, Layer
 from nt_core.random import Random
-from nt_core.topology import DeclaredTopology, Dynamic, GradualPruning, Semantics, update
+from nt_core.topology import DeclaredTopology, DropFraction, Dynamic, GradualPruning, Semantics, update
 
 
 def update_cases() -> tuple[DeclaredTopology, ...]:
-    """Return a topology for every exact prune and grow, scope and semantics."""
+    """Return a topology for every exact prune and grow, scope, semantics and rounding."""
     grown = [
         Dynamic(
             sparsity=0.5, prune=prune, grow=grow, scope=scope, semantics=Semantics(regrow=regrow), interval=1
@@ -26,7 +26,20 @@ def update_cases() -> tuple[DeclaredTopology, ...]:
         for regrow in ("out", "return")
         if not (prune.by_sign and scope == "global")
     ]
-    return (*grown, *(GradualPruning(sparsity=0.5, interval=1, scope=scope) for scope in ("layer", "global")))
+    rounded = [
+        Dynamic(
+            sparsity=0.5,
+            drop_fraction=DropFraction(floor=0.1),
+            semantics=Semantics(regrow="return", rounding=rounding),
+            interval=1,
+        )
+        for rounding in ("ceil", "nearest")
+    ]
+    return (
+        *grown,
+        *rounded,
+        *(GradualPruning(sparsity=0.5, interval=1, scope=scope) for scope in ("layer", "global")),
+    )
 
 
 def exact(criteria: Mapping[str, type[Criterion]]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -24,47 +25,78 @@ from nt_core.policies import (
     union,
 )
 
+Rounding = Literal["floor", "ceil", "nearest"]
+"""How a share of connections becomes a number of them; ``nearest`` rounds a half up."""
 
-def share_of(active: int, fraction: float) -> int:
-    """Return ⌊fraction·active⌋; a product that is an integer but for rounding counts as that integer.
+
+def share_of(active: int, fraction: float, rounding: Rounding = "floor") -> int:
+    """Return fraction·active, rounded; a product that is an integer but for rounding counts as that integer.
 
     Example:
         >>> share_of(100, 0.29), int(100 * 0.29)
         (29, 28)
+        >>> [share_of(5, 0.5, rounding) for rounding in ("floor", "ceil", "nearest")]
+        [2, 3, 3]
     """
     product = fraction * active
     whole = round(product)
-    return min(active, whole if math.isclose(product, whole, rel_tol=1e-14, abs_tol=1e-9) else int(product))
+    if math.isclose(product, whole, rel_tol=1e-14, abs_tol=1e-9):
+        return min(active, whole)
+    match rounding:
+        case "floor":
+            return int(product)
+        case "ceil":
+            return math.ceil(product)
+        case "nearest":
+            return math.floor(product + 0.5)
 
 
 def swap_each(
-    prune: Criterion, grow: Criterion, layers: Sequence[Layer], moment: Moment, fraction: float, regrow: bool
+    prune: Criterion,
+    grow: Criterion,
+    layers: Sequence[Layer],
+    moment: Moment,
+    fraction: float,
+    regrow: bool,
+    rounding: Rounding = "floor",
 ) -> Mapping[str, Swap]:
-    """Replace ⌊fraction·active⌋ connections of each weight by others of it, or as many as are marked."""
+    """Replace fraction·active connections of each weight, rounded, by others; fewer if fewer are marked."""
     chosen = swap(prune, grow, regrow=regrow)
-    return {layer.name: chosen(layer, _count(prune, [layer], moment, fraction), moment) for layer in layers}
+    return {
+        layer.name: chosen(layer, _count(prune, [layer], moment, fraction, rounding), moment)
+        for layer in layers
+    }
 
 
 def swap_by_policy(
-    policy: Policy, layers: Sequence[Layer], moment: Moment, fraction: float
+    policy: Policy, layers: Sequence[Layer], moment: Moment, fraction: float, rounding: Rounding = "floor"
 ) -> Mapping[str, Swap]:
-    """Replace ⌊fraction·active⌋ connections of each weight as somebody's own policy chooses.
+    """Replace fraction·active connections of each weight, rounded, as somebody's own policy chooses.
 
     Raises:
         TopologyError: the policy's choice does not keep a count, or is none of this weight.
     """
-    swaps = {layer.name: policy(layer, _count(None, [layer], moment, fraction), moment) for layer in layers}
+    swaps = {
+        layer.name: policy(layer, _count(None, [layer], moment, fraction, rounding), moment)
+        for layer in layers
+    }
     for layer in layers:
         _expect_swap(layer, swaps[layer.name])
     return swaps
 
 
 def swap_globally(
-    prune: Criterion, grow: Criterion, layers: Sequence[Layer], moment: Moment, fraction: float, regrow: bool
+    prune: Criterion,
+    grow: Criterion,
+    layers: Sequence[Layer],
+    moment: Moment,
+    fraction: float,
+    regrow: bool,
+    rounding: Rounding = "floor",
 ) -> Mapping[str, Swap]:
-    """Replace ⌊fraction·active⌋ of all connections, all weights competing."""
+    """Replace fraction·active of all connections, rounded, all weights competing."""
     inactive = sum(moment.arrays.count(~layer.active) for layer in layers)
-    count = _count(prune, layers, moment, fraction)
+    count = _count(prune, layers, moment, fraction, rounding)
     count = count if regrow else min(count, inactive)
     dropped = _drop_globally(prune, layers, count, moment)
     candidates = [_candidates(layer, drop, regrow) for layer, drop in zip(layers, dropped, strict=True)]
@@ -77,7 +109,13 @@ def swap_globally(
 
 
 def redistribute(
-    prune: Criterion, grow: Criterion, layers: Sequence[Layer], moment: Moment, fraction: float, regrow: bool
+    prune: Criterion,
+    grow: Criterion,
+    layers: Sequence[Layer],
+    moment: Moment,
+    fraction: float,
+    regrow: bool,
+    rounding: Rounding = "floor",
 ) -> Mapping[str, Swap]:
     """Prune each weight's share; grow as many, divided by mean |momentum| (SNFS, algorithm 1).
 
@@ -85,7 +123,7 @@ def redistribute(
     go to the others, in the same proportion.
     """
     inactive = [moment.arrays.count(~layer.active) for layer in layers]
-    goes = [_count(prune, [layer], moment, fraction) for layer in layers]
+    goes = [_count(prune, [layer], moment, fraction, rounding) for layer in layers]
     if not regrow and sum(goes) > sum(inactive):
         goes = share_out(goes, upper=goes, budget=sum(inactive))
     room = [free + count if regrow else free for free, count in zip(inactive, goes, strict=True)]
@@ -151,9 +189,15 @@ def _expect_swap(layer: Layer, change: Swap) -> None:
         )
 
 
-def _count(criterion: Criterion | None, layers: Sequence[Layer], moment: Moment, fraction: float) -> int:
+def _count(
+    criterion: Criterion | None,
+    layers: Sequence[Layer],
+    moment: Moment,
+    fraction: float,
+    rounding: Rounding,
+) -> int:
     """Return how many connections of some layers are to go."""
-    most = share_of(sum(moment.arrays.count(layer.active) for layer in layers), fraction)
+    most = share_of(sum(moment.arrays.count(layer.active) for layer in layers), fraction, rounding)
     if criterion is None or not criterion.only_below_zero:
         return most
     return min(most, sum(count_below_zero(criterion, layer, moment) for layer in layers))

@@ -13,7 +13,14 @@ from nt_core.policies import AnyGrow, AnyPrune, Criterion, Gradient, Layer, Magn
 from nt_core.structure import Layout
 from nt_core.topology.allocation import ERK, AnyAllocation, allocated
 from nt_core.topology.base import Competition, SparseTopology
-from nt_core.topology.choosing import redistribute, share_of, swap_by_policy, swap_each, swap_globally
+from nt_core.topology.choosing import (
+    Rounding,
+    redistribute,
+    share_of,
+    swap_by_policy,
+    swap_each,
+    swap_globally,
+)
 from nt_core.topology.schedules import SCHEDULES, ScheduleName
 from nt_core.values import Count, Fraction, Value
 
@@ -25,24 +32,49 @@ class DropFraction(Value):
         start: the share at step 0.
         schedule: how it falls, the name of one of :data:`nt_core.topology.schedules.SCHEDULES`.
         until: the share of training after which the topology stays as it is (RigL: 0.75).
+        floor: the share at which a falling schedule ends, instead of 0 (0.005 in the code of NeuroTrails,
+            arXiv 2505.17909). With a floor the end step itself has an update, as in that code.
+
+    Raises:
+        SpecError: the floor exceeds the start, or the schedule does not fall.
     """
 
     start: Fraction = 0.5
     schedule: ScheduleName = "cosine"
     until: Fraction = 1.0
+    floor: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> DropFraction:
+        if self.floor > self.start:
+            raise SpecError(
+                f"drop_fraction.floor: expected at most start={self.start:g}, found {self.floor:g}"
+            )
+        if self.floor and self.schedule == "constant":
+            raise SpecError(
+                f"drop_fraction.floor: a constant fraction never falls to {self.floor:g}; leave the floor "
+                "out, or choose another schedule"
+            )
+        return self
 
     def end_step(self, total_steps: int) -> int:
-        """Return the first step without updates."""
+        """Return the step at which the schedule ends: the first without an update, unless there is a floor."""
         return round(self.until * total_steps)
 
     def at(self, step: int, total_steps: int) -> float:
-        """Return the share at a step.
+        """Return the share at a step: floor + schedule(start − floor) up to the end step, 0 after it.
 
         Example:
             >>> DropFraction(start=0.5, until=1.0).at(50, 100)
             0.25
+            >>> code = DropFraction(start=0.5, until=0.8, floor=0.1)
+            >>> [round(code.at(step, 100), 4) for step in (0, 40, 80, 81)]
+            [0.5, 0.3, 0.1, 0.0]
         """
-        return SCHEDULES[self.schedule](self.start, step, self.end_step(total_steps))
+        end = self.end_step(total_steps)
+        if step > end:
+            return 0.0
+        return self.floor + SCHEDULES[self.schedule](self.start - self.floor, step, end)
 
 
 def _spell_out(value: Any) -> Any:
@@ -58,11 +90,14 @@ class Semantics(Value):
         regrow: whether connections just pruned may ``return`` at once, with their value and optimiser state
             (RigL's original code), or must stay ``out``.
         grown_value: grown connections start at ``zero``, or at a new draw from the ``initial`` distribution.
+        rounding: how fraction·active becomes a number of connections: ``floor``, ``ceil`` (the code of
+            NeuroTrails for vision, and of FreeTickets), or ``nearest``, of which a half goes up.
     """
 
     optimizer_step: Literal["taken", "replaced"] = "taken"
     regrow: Literal["out", "return"] = "out"
     grown_value: Literal["zero", "initial"] = "zero"
+    rounding: Rounding = "floor"
 
 
 class Dynamic(SparseTopology):
@@ -154,13 +189,11 @@ class Dynamic(SparseTopology):
         fraction: float | None = None,
     ) -> Mapping[str, Swap]:
         fraction = self.drop_fraction.at(moment.step, total_steps) if fraction is None else fraction
+        rounding = self.semantics.rounding
         if policy is not None:
-            return swap_by_policy(policy, layers, moment, fraction)
-        if self.scope == "global":
-            return swap_globally(self.prune, self.grow, layers, moment, fraction, self._regrow)
-        if self.scope == "momentum":
-            return redistribute(self.prune, self.grow, layers, moment, fraction, self._regrow)
-        return swap_each(self.prune, self.grow, layers, moment, fraction, self._regrow)
+            return swap_by_policy(policy, layers, moment, fraction, rounding)
+        choose = {"layer": swap_each, "global": swap_globally, "momentum": redistribute}[self.scope]
+        return choose(self.prune, self.grow, layers, moment, fraction, self._regrow, rounding)
 
     def step_flops(self, sparse: int, dense: int) -> float:
         if self.momentum_beta is not None:
@@ -170,8 +203,11 @@ class Dynamic(SparseTopology):
         return 3.0 * sparse
 
     def chosen(self, active: int, size: int) -> int:
-        count = share_of(active, self.drop_fraction.start)
+        count = self._most(active)
         return count if self._regrow else min(count, size - active)
 
     def exchanged(self, active: int, size: int) -> int:
-        return min(share_of(active, self.drop_fraction.start), size - active)
+        return min(self._most(active), size - active)
+
+    def _most(self, active: int) -> int:
+        return share_of(active, self.drop_fraction.start, self.semantics.rounding)

@@ -173,12 +173,24 @@ def grows() -> st.SearchStrategy[Criterion]:
 def topologies(allocation: st.SearchStrategy[Allocation] | None = None) -> st.SearchStrategy[AnyTopology]:
     """Draw any topology, every field away from its default."""
     sparse = {"sparsity": below_one, "allocation": allocations() if allocation is None else allocation}
-    drops = st.builds(DropFraction, start=shares, schedule=st.sampled_from(list(SCHEDULES)), until=shares)
+    drops = st.builds(
+        lambda start, schedule, until, part: DropFraction(
+            start=start,
+            schedule=schedule,
+            until=until,
+            floor=0.0 if schedule == "constant" else min(start, start * part),
+        ),
+        shares,
+        st.sampled_from(list(SCHEDULES)),
+        shares,
+        shares,
+    )
     semantics = st.builds(
         Semantics,
         optimizer_step=st.sampled_from(["taken", "replaced"]),
         regrow=st.sampled_from(["out", "return"]),
         grown_value=st.sampled_from(["zero", "initial"]),
+        rounding=st.sampled_from(["floor", "ceil", "nearest"]),
     )
     scopes = st.sampled_from(["layer", "global"])
     common: dict[str, Any] = {"interval": few, **sparse}

@@ -23,6 +23,7 @@ def topologies(sparsest, grow):
                 optimizer_step=st.sampled_from(["taken", "replaced"]),
                 regrow=st.sampled_from(["out", "return"]),
                 grown_value=st.sampled_from(["zero", "initial"]),
+                rounding=st.sampled_from(["floor", "ceil", "nearest"]),
             ),
         ),
     )

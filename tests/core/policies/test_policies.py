@@ -282,10 +282,24 @@ def test_soft_magnitude_never_keeps_a_zero_before_another(
     layer = layer_of(order, active=np.ones(zeros + others, np.bool_))
     dropped = drop_positions(SoftMagnitude(), layer, zeros, moment)
     np.testing.assert_array_equal(dropped, np.flatnonzero(layer.weights == 0))
-    some = data.draw(st.integers(0, zeros))
-    np.testing.assert_array_equal(
-        drop_positions(SoftMagnitude(), layer, some, moment), np.flatnonzero(layer.weights == 0)[:some]
+    some = drop_positions(SoftMagnitude(), layer, data.draw(st.integers(0, zeros)), moment)
+    assert np.isin(some, dropped).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1.0, 3.0, 1e9])
+def test_soft_magnitude_prunes_zeros_by_chance_and_before_all_others(temperature: float) -> None:
+    """Two of six weights that were grown and have not moved go: each pair as often as any other."""
+    layer = layer_of([0.0, 5e-324, 0.0, 0.0, 1e-30, 0.0, 2.0, 0.0, 0.0], active=np.ones(9, np.bool_))
+    draws, criterion = 3000, SoftMagnitude(temperature=temperature)
+    seen = Counter(
+        tuple(drop_positions(criterion, layer, 2, Moment(step=step, random=Random(1))).tolist())
+        for step in range(draws)
     )
+    assert set(seen) == set(itertools.combinations(np.flatnonzero(layer.weights == 0).tolist(), 2))
+    chance = 1 / len(seen)
+    assert all(abs(n / draws - chance) < 4.5 * math.sqrt(chance / draws) for n in seen.values())
+    found = drop_positions(criterion, layer, 6, MOMENT)
+    np.testing.assert_array_equal(found, np.flatnonzero(layer.weights == 0))
 
 
 def test_published_soft_magnitude_fails_beyond_16_million_entries_and_this_does_not() -> None:

@@ -118,6 +118,8 @@ def test_presets_are_the_papers() -> None:
         "rigl_paper",
         "neurotrails",
         "neurotrails_lm",
+        "neurotrails_code",
+        "neurotrails_lm_code",
         "batch_ensemble",
         "mimo",
         "fission",

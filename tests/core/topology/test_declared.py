@@ -73,6 +73,31 @@ def test_rigl_stops_at_three_quarters_and_neurotrails_at_the_end(preset: str, la
     assert due == list(range(topology.interval, last + 1, topology.interval))
 
 
+@given(drops, st.floats(0, 1), totals)
+def test_a_floor_is_where_a_falling_schedule_ends(drop: DropFraction, share: float, total: int) -> None:
+    if drop.schedule == "constant":
+        return
+    lifted = drop.replace(floor=share * drop.start)
+    end = lifted.end_step(total)
+    fractions = [lifted.at(step, total) for step in range(0, end + 1, max(1, end // 50))]
+    assert all(lifted.floor <= b <= a * (1 + 1e-15) for a, b in itertools.pairwise([drop.start, *fractions]))
+    assert lifted.at(end, total) == lifted.floor
+    assert lifted.at(end + 1, total) == 0.0
+    assert drop.at(1, total) <= lifted.at(1, total) + 1e-15
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"start": 0.3, "floor": 0.4}, "floor: expected at most start=0.3, found 0.4"),
+        ({"schedule": "constant", "floor": 0.1}, "floor: a constant fraction never falls to 0.1"),
+    ],
+)
+def test_a_floor_that_cannot_be_reached_is_an_error(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        DropFraction(**fields)
+
+
 def test_cosine_and_linear_have_the_published_values() -> None:
     cosine = DropFraction(start=0.5)
     for step in (0, 1, 250, 333, 999):

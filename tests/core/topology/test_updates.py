@@ -97,6 +97,27 @@ def test_float_traps_take_the_share_that_is_meant(count: int, fraction: float, s
     assert share_of(count, fraction) == share
 
 
+@settings(max_examples=200)
+@given(st.integers(0, 100), st.integers(0, 2), st.integers(0, 10**12))
+def test_a_share_is_rounded_as_declared(digits: int, zeros: int, count: int) -> None:
+    fraction = Decimal(digits) / 10 ** (2 + zeros)
+    exact = Fraction(str(fraction)) * count
+    assert share_of(count, float(fraction), "ceil") == math.ceil(exact)
+    assert share_of(count, float(fraction), "nearest") == math.floor(exact + Fraction(1, 2))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "momentum"])
+def test_every_scope_rounds_as_declared(scope: Any) -> None:
+    """Half of five connections in each of two weights: 4, 6 or 6 of all; together 5, whatever the rounding."""
+    arrays = {"weights": np.arange(8.0), "gradients": np.ones(8), "momentum": np.ones(8)}
+    layers = [Layer(name=name, active=np.arange(8) >= 3, **arrays) for name in "ab"]
+    for rounding, each in {"floor": 2, "ceil": 3, "nearest": 3}.items():
+        topology = Dynamic(sparsity=0.5, grow=Momentum(), scope=scope, semantics=Semantics(rounding=rounding))
+        goes = sum(len(swap.pruned) for swap in run(topology, layers, fraction=0.5).values())
+        assert goes == (5 if scope == "global" else 2 * each)
+        assert topology.exchanged(5, 8) == topology.chosen(5, 8) == each
+
+
 @given(st.integers(0, 10**9), st.floats(0, 1))
 def test_a_share_is_the_floor_of_the_product(count: int, fraction: float) -> None:
     share, product = share_of(count, fraction), Fraction(fraction) * count

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from published import *  # noqa: F403
 
 import nt_keras
 import nt_models

@@ -138,7 +138,13 @@ def test_updates_choose_what_numpy_chooses(topology, layers, step, seed):
 
 def _label(topology):
     if topology.kind == "dynamic":
-        return topology.prune.kind, topology.grow.kind, topology.scope, topology.semantics.regrow
+        return (
+            topology.prune.kind,
+            topology.grow.kind,
+            topology.scope,
+            topology.semantics.regrow,
+            topology.semantics.rounding,
+        )
     return topology.kind, topology.scope
 
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from published import *  # noqa: F403
 from torch import nn
 
 import nt_models
