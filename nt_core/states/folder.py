@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -73,10 +74,17 @@ class States:
         return time.monotonic() - self._saved >= self.seconds
 
     def new_parts(self, step: int) -> Path:
-        """Return an empty folder, into which several processes write before one of them saves the state."""
+        """Return an empty folder, into which several processes write before one of them saves the state.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
         folder = parts_of(self._path(step))
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise self._unwritten(folder, error) from None
         return folder
 
     def save(self, state: State) -> None:
@@ -92,11 +100,7 @@ class States:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_state(path, replace(state, beside=dict(self.beside())))
         except OSError as error:
-            last = self._last_step()
-            kept = "no state is saved yet" if last is None else f"the state after step {last} is kept"
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror or error}); {kept}; make room, then go on"
-            ) from None
+            raise self._unwritten(path, error) from None
         for old in self._paths()[KEPT:]:
             delete_state(old)
         self._saved = time.monotonic()
@@ -147,13 +151,20 @@ class States:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.safetensors"
 
+    def _unwritten(self, path: Path, error: OSError) -> CheckpointError:
+        last = self._last_step()
+        kept = "no state is saved yet" if last is None else f"the state after step {last} is kept"
+        return CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); {kept}; make room, then go on"
+        )
+
     def _last_step(self) -> int | None:
         paths = self._paths()
         return int(_NAME.fullmatch(paths[0].name)[1]) if paths else None  # type: ignore[index]
 
     def _paths(self) -> list[Path]:
         """List the files of states, the last first, and delete the remains of interrupted writes."""
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):  # which is false for names that are too long
             return []
         for rest in self.folder.glob(".step-*.tmp"):
             rest.unlink(missing_ok=True)

@@ -57,9 +57,9 @@ def _about_file(error: OSError) -> Exception:
 
     if error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
         return error
+    where = error.filename or "output"
     return NeuroTrailsError(
-        f"{error.filename or 'output'}: cannot be read or written ({error.strerror}); choose another path, or "
-        "make room"
+        f"{where}: cannot be read or written ({error.strerror}); choose another path, or make room"
     )
 
 

@@ -66,7 +66,7 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Return whether the folder holds a complete run, except perhaps for a move of its last files."""
-        return any((folder / CONFIG).exists() for folder in (self.path / UNFINISHED, self.path))
+        return any(os.path.exists(folder / CONFIG) for folder in (self.path / UNFINISHED, self.path))
 
     def finish(self) -> bool:
         """Move the last files of a complete run that stopped while its files were moved here.
@@ -75,7 +75,7 @@ class RunFolder:
             Whether there was such a run.
         """
         staging = self.path / UNFINISHED
-        if not (staging / CONFIG).exists():
+        if not os.path.exists(staging / CONFIG):  # which is false for names that are too long
             return False
         _move(staging, self.path)
         return True
@@ -323,7 +323,7 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 
 def _present(folder: Path) -> list[str]:
-    return [name for name in FILES if (folder / name).exists()]
+    return [name for name in FILES if os.path.exists(folder / name)]
 
 
 def _move(source: Path, target: Path) -> None:

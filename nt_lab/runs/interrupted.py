@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
@@ -157,11 +158,11 @@ def begun(
     Raises:
         NeuroTrailsError: the folder holds no run, or a complete one.
     """
-    if rank() == 0 and (folder / UNFINISHED / CONFIG).exists():
+    if rank() == 0 and os.path.exists(folder / UNFINISHED / CONFIG):
         with locked(folder):
             RunFolder(folder).finish()
     unfinished, complete = RunFolder(folder / UNFINISHED), RunFolder(folder).is_complete
-    if not (unfinished.path / SPEC).is_file():
+    if not os.path.isfile(unfinished.path / SPEC):
         raise NeuroTrailsError(
             f"{folder}: "
             + (

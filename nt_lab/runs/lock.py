@@ -54,8 +54,10 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
     except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "expected a folder, found a file" if in_the_way else error.strerror
         raise NeuroTrailsError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"
+            f"{folder}: cannot be written ({reason}); choose another folder with --out"
         ) from None
     try:
         yield
