@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +23,64 @@ def screen(*, stderr: bool = False) -> Console:
     if found.is_terminal or "COLUMNS" in os.environ:
         return found
     return Console(stderr=stderr, width=PLAIN_WIDTH)
+
+
+class Lasting:
+    """A text stream whose reader may go away: what is written afterwards is lost, and nothing ends by it.
+
+    Args:
+        stream: the stream, ``sys.stdout`` say.
+
+    Example:
+        >>> read, write = os.pipe()
+        >>> os.close(read)
+        >>> stream = Lasting(os.fdopen(write, "w"))
+        >>> stream.write("nobody reads this"), stream.flush()
+        (17, None)
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        try:
+            self._stream.write(text)
+        except OSError:
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the written text."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self) -> None:
+        """Lead the file descriptor nowhere, for the text in the buffer and for libraries that write to it."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            self._stream.flush()
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Go on where the readers of stdout and stderr go away: ``head``, a closed terminal, a full disk."""
+    before = sys.stdout, sys.stderr
+    ours = [stream and Lasting(stream) for stream in before]  # None: it was closed before the start
+    sys.stdout, sys.stderr = (cast("TextIO", stream) for stream in ours)
+    try:
+        yield
+    finally:
+        for stream in filter(None, ours):
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 def print_json(value: Any) -> None:

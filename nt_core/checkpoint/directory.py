@@ -97,7 +97,6 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         else:
             tensors |= _to_csr(placed.name, value, mask)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     content = save(tensors)
     config = {
         "format": FORMAT,
@@ -111,6 +110,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     config = json.loads(json.dumps(config))
     config["config_sha256"] = _config_sha256(config)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / TENSORS, content)
         write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
     except OSError as error:

@@ -12,6 +12,7 @@ from nt_core.files.atomic import (
     read_text,
     sync_folder,
     write_atomically,
+    write_out,
 )
 from nt_core.files.parsing import ParseError, parse_json, parse_yaml, to_yaml
 from nt_core.files.tensors import (
@@ -44,5 +45,6 @@ __all__ = [
     "tensors_in",
     "to_yaml",
     "write_atomically",
+    "write_out",
     "write_tensors",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import glob
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -19,28 +21,64 @@ def atomically(path: Path) -> Iterator[Path]:
     """Give a temporary file beside ``path``, which replaces ``path`` at the successful end of the block.
 
     An old file at ``path`` stays until then, even if the machine stops. Afterwards the new file is on disk.
+    Where ``path`` is a symbolic link, the file that it leads to is replaced, and the link stays.
+
+    Raises:
+        OSError: ``path`` is a folder, a pipe or a device, or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    _expect_replaceable(path)
+    temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        temporary.replace(target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def clear_temporaries(path: Path) -> None:
     """Delete the temporary files that killed writers of ``path`` left beside it."""
-    for rest in path.parent.glob(f".{path.name}.*.tmp"):
+    for rest in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
         rest.unlink(missing_ok=True)
+
+
+LONGEST_NAME: Final = 200
+"""Most bytes of a file's name in that of its temporary file; file systems allow 255 bytes in all."""
+
+
+def _prefix(path: Path) -> str:
+    """Return the beginning of the names of a file's temporary files."""
+    name = os.fsencode(path.name)
+    return f".{path.name}." if len(name) <= LONGEST_NAME else f".{hashlib.sha256(name).hexdigest()}."
+
+
+def _expect_replaceable(path: Path) -> None:
+    """Check that a path leads to a file or to nothing, because a renamed file would replace a device."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "expected a file, found a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "expected a file, found a pipe or a device", str(path))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file atomically: it appears whole or not at all, even if the machine stops."""
     with atomically(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_out(path: Path, content: bytes) -> None:
+    """Write a file atomically, or pass the content on to a pipe or a device, ``/dev/stdout`` say."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)
+    else:
+        write_atomically(path, content)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,11 +6,12 @@ with checksums, or a training that stops at a state. This room imports ``files``
 """
 
 from nt_core.states.file import State
-from nt_core.states.folder import States, Stopped, identity
+from nt_core.states.folder import States, Stopped, differences, identity
 
 __all__ = [
     "State",
     "States",
     "Stopped",
+    "differences",
     "identity",
 ]

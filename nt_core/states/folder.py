@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.spec import EnsembleSpec
+from nt_core.spec import EnsembleSpec, RunSpec
 from nt_core.states.file import State, delete_state, parts_of, read_state, write_state
 from nt_core.structure import Independent
 from nt_core.training import Training
+from nt_core.values import shown
 
 KEPT: Final = 2
 """Number of states that are kept, because the last one may be damaged."""
@@ -72,10 +74,17 @@ class States:
         return time.monotonic() - self._saved >= self.seconds
 
     def new_parts(self, step: int) -> Path:
-        """Return an empty folder, into which several processes write before one of them saves the state."""
+        """Return an empty folder, into which several processes write before one of them saves the state.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
         folder = parts_of(self._path(step))
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise self._unwritten(folder, error) from None
         return folder
 
     def save(self, state: State) -> None:
@@ -91,11 +100,7 @@ class States:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_state(path, replace(state, beside=dict(self.beside())))
         except OSError as error:
-            last = self._last_step()
-            kept = "no state is saved yet" if last is None else f"the state after step {last} is kept"
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror or error}); {kept}; make room, then go on"
-            ) from None
+            raise self._unwritten(path, error) from None
         for old in self._paths()[KEPT:]:
             delete_state(old)
         self._saved = time.monotonic()
@@ -117,10 +122,11 @@ class States:
                 damage.append(error)
                 continue
             wanted = None if training is None else json.loads(json.dumps(training))
-            if wanted is not None and state.training != wanted:
+            found = None if wanted is None else next(differences(_completed(state.training), wanted), None)
+            if found is not None:
                 raise CheckpointError(
-                    f"{path}: a state of another training: {_difference(state.training, wanted)}; go on with "
-                    "what it was begun with, or delete the folder to begin anew"
+                    f"{path}: a state of another training: {found}; go on with what it was begun with, or "
+                    "delete the folder to begin anew"
                 )
             return state
         if damage:
@@ -145,13 +151,20 @@ class States:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.safetensors"
 
+    def _unwritten(self, path: Path, error: OSError) -> CheckpointError:
+        last = self._last_step()
+        kept = "no state is saved yet" if last is None else f"the state after step {last} is kept"
+        return CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); {kept}; make room, then go on"
+        )
+
     def _last_step(self) -> int | None:
         paths = self._paths()
         return int(_NAME.fullmatch(paths[0].name)[1]) if paths else None  # type: ignore[index]
 
     def _paths(self) -> list[Path]:
         """List the files of states, the last first, and delete the remains of interrupted writes."""
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):  # which is false for names that are too long
             return []
         for rest in self.folder.glob(".step-*.tmp"):
             rest.unlink(missing_ok=True)
@@ -169,14 +182,34 @@ def identity(spec: EnsembleSpec, training: Training, seed: int, examples: int) -
     return {"spec": declared, **recipe}
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Name the first field in which two trainings differ."""
-    return next(iter(_differences(found, wanted, "")), "the same")
+def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add to an identity the fields, with their defaults, that the library did not have when it was saved."""
+    try:
+        choices = {key: value for key, value in saved["spec"].items() if key != "graph"}
+        whole = RunSpec(graph={}, training=saved["training"], **choices).to_dict()
+        spec = {**saved["spec"], **{key: whole[key] for key in choices}}
+    except (NeuroTrailsError, KeyError, TypeError, AttributeError):
+        return saved
+    return {**saved, "spec": spec, "training": whole["training"]}
 
 
-def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        for key in dict.fromkeys([*found, *wanted]):
-            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-    elif found != wanted:
-        yield f"{path}: {found!r}, expected {wanted!r}"
+def differences(saved: Any, asked: Any, path: str = "") -> Iterator[str]:
+    """Name the fields in which two declarations differ, with both values.
+
+    Args:
+        saved: as JSON.
+        asked: as JSON.
+        path: of both.
+
+    Example:
+        >>> list(differences({"plan": {"steps": 110}, "seed": 0}, {"plan": {"steps": 111}, "seed": 0}))
+        ['plan.steps: saved 110, asked 111']
+    """
+    if isinstance(saved, Mapping) and isinstance(asked, Mapping):
+        for key in dict.fromkeys([*saved, *asked]):
+            yield from differences(saved.get(key), asked.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(saved, list) and isinstance(asked, list) and len(saved) == len(asked):
+        for i, (one, other) in enumerate(zip(saved, asked, strict=True)):
+            yield from differences(one, other, f"{path}[{i}]")
+    elif saved != asked:
+        yield f"{path}: saved {shown(saved)}, asked {shown(asked)}"

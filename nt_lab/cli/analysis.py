@@ -180,15 +180,17 @@ def sweep(
         if not as_json:
             screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    found = sweep_run.run(asked, out, say)
-    if as_json:
-        console.print_json(found.to_dict())
-    else:
-        from nt_lab.sweeps.tables import points_table
+    with console.lasting():
+        found = sweep_run.run(asked, out, say)
+        if as_json:
+            console.print_json(found.to_dict())
+        else:
+            from nt_lab.sweeps.tables import points_table
 
-        shown = console.screen()
-        shown.print(points_table(found.points, found.fields))
-        shown.print(f"files: {', '.join(map(str, found.files))}", highlight=False, soft_wrap=True)
+            shown = console.screen()
+            shown.print(points_table(found.points, found.fields))
+            files = f"files: {', '.join(map(str, found.files))}"
+            shown.print(files, highlight=False, markup=False, soft_wrap=True)
     if found.errors:
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,13 +41,26 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             from nt_core.errors import NeuroTrailsError
 
-            if not isinstance(error, NeuroTrailsError):
+            found = _about_file(error) if isinstance(error, OSError) else error
+            if not isinstance(found, NeuroTrailsError):
                 raise
-            console.show_error(error, traceback=ctx.params.get("traceback", False))
+            console.show_error(found, traceback=ctx.params.get("traceback", False))
             raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+def _about_file(error: OSError) -> Exception:
+    """Return the error about a file that cannot be read or written; others are returned unchanged."""
+    from nt_core.errors import NeuroTrailsError
+
+    if error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
+        return error
+    where = error.filename or "output"
+    return NeuroTrailsError(
+        f"{where}: cannot be read or written ({error.strerror}); choose another path, or make room"
+    )
 
 
 app = typer.Typer(
@@ -196,7 +210,14 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if left out.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run in the folder, once the new one is complete.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help=(
+                "Replace a run in the folder, once the new one is complete; an interrupted run there that "
+                "differs is deleted."
+            ),
+        ),
     ] = False,
     resume: Annotated[
         Path | None,
@@ -233,7 +254,7 @@ def train(
 ) -> None:
     """Train a spec and keep the run in a folder; an interrupted run there is resumed.
 
-    Ctrl-C and SIGTERM save the state and stop; a second signal stops at once.
+    Ctrl-C, SIGTERM and SIGHUP save the state and stop; a second signal stops at once.
     """
     from nt_core import Tokens
     from nt_core.errors import NeuroTrailsError
@@ -247,7 +268,7 @@ def train(
     if resume is not None:
         _expect_alone(spec=spec, preset=preset, out=out, overrides=overrides, **shortcuts)
         run, backend, engine, execution = begun(resume, backend, engine, execution)
-        out, overwrite = resume, True
+        out = resume
     elif spec is None:
         raise NeuroTrailsError("train: expected a SPEC, or --resume RUN; nt presets lists what there is")
     else:
@@ -265,13 +286,14 @@ def train(
         "device": device,
         "trackers": track or (),
         "overwrite": overwrite,
+        "resume": resume is not None,
         "save_every": save_every,
         "shard": shard,
         "execution": execution,
     }
     if problem := processes.restart_problem():
         typer.echo(f"warning: {problem}", err=True)
-    with _stopping(folder) as stopping:
+    with console.lasting(), _stopping(folder) as stopping:
         settings["stopping"] = stopping
         if processes.rank() > 0:
             lab.train(run, folder, **settings)
@@ -282,9 +304,9 @@ def train(
         shown = leading("tokens" if isinstance(ensemble.graph.input, Tokens) else "examples").name
         with progress(console.screen(stderr=True), run.name, shown) as report:
             record = lab.train(run, folder, report=report, **settings)
-    screen = console.screen()
-    screen.print(tables.compare_table([lab.result(record, folder)]))
-    screen.print(f"run: {folder}", highlight=False, soft_wrap=True)
+        screen = console.screen()
+        screen.print(tables.compare_table([lab.result(record, folder)]))
+        screen.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 for _command in (

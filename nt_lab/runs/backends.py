@@ -66,6 +66,16 @@ class Backend:
             )
         return {"execution": self.execution(**execution)}
 
+    def executes(self, execution: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return all execution options, the defaults of those that are not given; None: there is no choice.
+
+        Args:
+            execution: as for :meth:`options`.
+        """
+        if self.execution is None:
+            return None
+        return dict(self.execution(**(execution or {})).model_dump(mode="json"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:

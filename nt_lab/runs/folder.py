@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -15,7 +16,15 @@ from typing import Any, Final
 
 from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.files import ParseError, clear_temporaries, parse_json, read_text, sync_folder, write_atomically
+from nt_core.files import (
+    ParseError,
+    clear_temporaries,
+    parse_json,
+    read_text,
+    sync_folder,
+    write_atomically,
+    write_out,
+)
 from nt_core.metrics import RECORDED
 from nt_core.spec import RunSpec
 
@@ -57,7 +66,7 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Return whether the folder holds a complete run, except perhaps for a move of its last files."""
-        return any((folder / CONFIG).exists() for folder in (self.path / UNFINISHED, self.path))
+        return any(os.path.exists(folder / CONFIG) for folder in (self.path / UNFINISHED, self.path))
 
     def finish(self) -> bool:
         """Move the last files of a complete run that stopped while its files were moved here.
@@ -66,7 +75,7 @@ class RunFolder:
             Whether there was such a run.
         """
         staging = self.path / UNFINISHED
-        if not (staging / CONFIG).exists():
+        if not os.path.exists(staging / CONFIG):  # which is false for names that are too long
             return False
         _move(staging, self.path)
         return True
@@ -79,7 +88,7 @@ class RunFolder:
         where the next run resumes from them or replaces them.
 
         Args:
-            overwrite: whether an earlier run may be replaced.
+            overwrite: whether an earlier complete run may be replaced.
 
         Raises:
             NeuroTrailsError: the folder holds a run that may not be replaced.
@@ -142,8 +151,27 @@ class RunFolder:
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
+    def expect_history(self, size: int) -> None:
+        """Check that the history has at least ``size`` bytes.
+
+        Raises:
+            CheckpointError: it is shorter.
+        """
+        path = self.path / HISTORY
+        found = path.stat().st_size if path.exists() else 0
+        if found < size:
+            raise CheckpointError(
+                f"{path}: expected at least the {size} bytes that were written before the last saved state, "
+                f"found {found}; restore the file, or begin anew with --overwrite"
+            )
+
     def cut_history(self, size: int) -> None:
-        """Truncate the history to its first ``size`` bytes."""
+        """Truncate the history to its first ``size`` bytes.
+
+        Raises:
+            CheckpointError: it is shorter.
+        """
+        self.expect_history(size)
         path = self.path / HISTORY
         if path.exists():
             os.truncate(path, size)
@@ -246,16 +274,17 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write flat rows of the same columns as CSV.
+    """Write flat rows of the same columns as CSV; the file appears whole or not at all.
 
     Raises:
         NeuroTrailsError: the file cannot be written.
     """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_out(path, text.getvalue().encode())
     except OSError as error:
         raise NeuroTrailsError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -294,7 +323,7 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 
 def _present(folder: Path) -> list[str]:
-    return [name for name in FILES if (folder / name).exists()]
+    return [name for name in FILES if os.path.exists(folder / name)]
 
 
 def _move(source: Path, target: Path) -> None:

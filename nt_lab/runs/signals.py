@@ -1,4 +1,4 @@
-"""Handlers of Ctrl-C and SIGTERM: the first saves the state and stops, the second stops at once."""
+"""Handlers of Ctrl-C, SIGTERM and SIGHUP: the first saves the state and stops, the second stops at once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-ASKING: Final = (signal.SIGINT, signal.SIGTERM)
+ASKING: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that ask a training to stop; Windows has no SIGHUP, by which a closing terminal asks."""
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -44,10 +47,12 @@ def stopping(folder: Path) -> Iterator[Callable[[], bool]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        os.write(2, b"\nstopping after this step; once more stops at once\n")
+        with suppress(OSError):  # of a terminal that was closed
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
 
     ours = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, ask) for number in ASKING} if ours else {}
+    asking = [number for number in ASKING if number not in _ignored()] if ours else []
+    before = {number: signal.signal(number, ask) for number in asking}
     try:
         yield lambda: bool(received)
     except Stopped as stopped:
@@ -56,3 +61,9 @@ def stopping(folder: Path) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ignored() -> set[int]:
+    """Return the hangup signal if it is ignored, which is the purpose of ``nohup``."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return {hangup} if hangup and signal.getsignal(hangup) is signal.SIG_IGN else set()

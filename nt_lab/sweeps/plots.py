@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nt_core.errors import NeuroTrailsError
+from nt_core.files import write_atomically
 from nt_core.metrics import FIGURES
 from nt_lab.sweeps.records import FINISHED
 
@@ -255,7 +257,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         stem.parent.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(STYLE):
             for path in paths:
-                figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+                kind, drawn = path.suffix[1:], io.BytesIO()
+                undated = {"Date": None} if kind == "svg" else None
+                figure.savefig(drawn, format=kind, dpi=150, metadata=undated)
+                write_atomically(path, drawn.getvalue())
     except OSError as error:
         raise NeuroTrailsError(f"{stem.parent}: cannot be written ({error.strerror})") from None
     return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from nt_core.errors import NeuroTrailsError, nearest
+from nt_core.files import write_atomically
 from nt_lab.runs import backends
 from nt_lab.runs.folder import write_csv
+from nt_lab.runs.lock import locked
 from nt_lab.sweeps import plots
 from nt_lab.sweeps.grid import Job, grid
 from nt_lab.sweeps.records import FINISHED, Execute, points, run_jobs, table, threads, unfinished
@@ -88,9 +91,11 @@ def run(asked: Sweep, out: Path | None, say: Callable[[str], None], execute: Exe
     folder = out or Path("sweeps") / Path(asked.source).stem.replace(":", ".")
     rest = unfinished(jobs, folder, asked.options, overwrite=asked.overwrite)
     say(f"{len(jobs)} runs, {len(jobs) - len(rest)} of them finished already")
-    errors = runner(rest, folder, execute or partial(_alone, asked), report=_reporter(say, len(rest)))
-    rows = table(jobs, folder, errors)
-    return Swept(fields=asked.over, rows=rows, errors=errors, files=write(rows, asked.over, folder))
+    with locked(folder):
+        errors = runner(rest, folder, execute or partial(_alone, asked), report=_reporter(say, len(rest)))
+        rows = table(jobs, folder, errors)
+        files = write(rows, asked.over, folder)
+    return Swept(fields=asked.over, rows=rows, errors=errors, files=files)
 
 
 def _runner(asked: Sweep) -> Callable[..., dict[str, str]]:
@@ -106,7 +111,7 @@ def _runner(asked: Sweep) -> Callable[..., dict[str, str]]:
 
 def _alone(asked: Sweep, job: Job, folder: Path) -> str | None:
     local = threads(asked.jobs or 1) if asked.runner == "local" else {}
-    return run_alone(job.run, folder, asked.options, local)
+    return run_alone(job.run, folder, asked.options, local, overwrite=asked.overwrite)
 
 
 def _reporter(say: Callable[[str], None], total: int) -> Callable[[Job, str | None], None]:
@@ -138,7 +143,8 @@ def write(rows: Sequence[Mapping[str, Any]], fields: Sequence[str], folder: Path
         folder.mkdir(parents=True, exist_ok=True)
         flat = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         write_csv(csv, flat)
-        parquet.write_table(pa.table(columns), par)
+        parquet.write_table(pa.table(columns), whole := io.BytesIO())
+        write_atomically(par, whole.getvalue())
     except OSError as error:
         raise NeuroTrailsError(
             f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"

@@ -24,6 +24,7 @@ from nt_lab.runs.architectures import ARCHITECTURES
 from nt_lab.runs.backends import Backend, choose
 from nt_lab.runs.folder import RunFolder, plain, row
 from nt_lab.runs.interrupted import Progress
+from nt_lab.runs.lock import locked
 from nt_lab.runs.processes import expect_processes, rank
 
 STREAM_EPOCHS: Final = 10
@@ -41,6 +42,7 @@ def train(
     device: str | None = None,
     trackers: Sequence[str] = (),
     overwrite: bool = False,
+    resume: bool = False,
     report: Report = lambda _: None,
     backend: Callable[[], Backend] | None = None,
     save_every: int | None = None,
@@ -59,7 +61,9 @@ def train(
         folder: of the run.
         device: for the backend; None: the backend's choice.
         trackers: names of trackers, ``"tensorboard"`` say.
-        overwrite: whether an earlier run in the folder may be replaced.
+        overwrite: whether an earlier run in the folder may be replaced, and the states of an interrupted run
+            that differs may be deleted.
+        resume: whether an earlier run may be replaced by the interrupted run in the folder.
         report: receives the backend's records during training.
         backend: makes the backend, once everything else is checked; None: the choice of
             :func:`nt_lab.runs.backends.choose`.
@@ -73,8 +77,9 @@ def train(
         processes that ``torchrun`` started, the first writes the run; the others return an empty record.
 
     Raises:
-        NeuroTrailsError: the spec, the data or the folder is unusable. An earlier run stays until the new one
-            is complete.
+        NeuroTrailsError: the spec, the data or the folder is unusable, another process trains into the
+            folder, or the interrupted run in it differs (the message names the fields). An earlier run stays
+            until the new one is complete.
         Stopped: ``stopping`` returned True; the same call resumes the training.
     """
     spec = run.ensemble(ARCHITECTURES)
@@ -82,7 +87,7 @@ def train(
     make_backend = backend or choose()  # a missing framework is one too
     target = RunFolder(Path(folder))
     if rank() > 0:  # train together with the first process, which writes the run
-        if target.is_complete and not overwrite:
+        if target.is_complete and not (overwrite or resume):
             return {}
         split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
         states = States(folder, every=save_every, stopping=stopping)
@@ -90,47 +95,55 @@ def train(
             spec, run.training, split.train, test=split.test, device=device, states=states, **options
         )
         return {}
-    if target.finish() and not overwrite and (record := target.record())["run"] == plain(run.to_dict()):
-        report({"event": "finished"})
+    with locked(target.path):
+        if target.finish() and not overwrite and (record := target.record())["run"] == plain(run.to_dict()):
+            report({"event": "finished"})
+            return record
+        with target.replacing(overwrite=overwrite or resume) as unfinished:
+            split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
+            start: dict[str, Any] = {}
+
+            def note(event: Mapping[str, Any]) -> None:
+                if event["event"] == "start":
+                    start.update(event)
+                if event["event"] in KEPT_EVENTS:
+                    unfinished.append(event)
+                report(event)
+
+            before = Progress.of(
+                unfinished,
+                run,
+                spec,
+                chosen,
+                every=save_every,
+                stopping=stopping,
+                execution=execution,
+                overwrite=overwrite,
+            )
+            members = before.members
+            if spec.turns != (spec,) and members:
+                report({"event": "resume", "trained": sorted(members), "members": spec.members})
+            unfinished.write_spec(run)
+
+            trained = chosen.train(
+                spec,
+                run.training,
+                split.train,
+                test=split.test,
+                device=device,
+                trackers=trackers,
+                folder=target.path,
+                report=note,
+                members=members,
+                states=before.states,
+                **options,
+            )
+            saved = chosen.checkpoint(trained.model)
+            fitted, metrics = _fitted(spec, chosen, trained, split)
+            figures = _figures(spec, saved)
+            record = _record(run, split, trained, metrics, figures, _where(chosen, start)) | fitted
+            unfinished.save(replace(saved, record=record))
         return record
-    with target.replacing(overwrite=overwrite) as unfinished:
-        split, chosen, options = _prepared(run, spec, make_backend, shard, execution)
-        start: dict[str, Any] = {}
-
-        def note(event: Mapping[str, Any]) -> None:
-            if event["event"] == "start":
-                start.update(event)
-            if event["event"] in KEPT_EVENTS:
-                unfinished.append(event)
-            report(event)
-
-        before = Progress.of(
-            unfinished, run, spec, chosen, every=save_every, stopping=stopping, execution=execution
-        )
-        members = before.members
-        if spec.turns != (spec,) and members:
-            report({"event": "resume", "trained": sorted(members), "members": spec.members})
-        unfinished.write_spec(run)
-
-        trained = chosen.train(
-            spec,
-            run.training,
-            split.train,
-            test=split.test,
-            device=device,
-            trackers=trackers,
-            folder=target.path,
-            report=note,
-            members=members,
-            states=before.states,
-            **options,
-        )
-        saved = chosen.checkpoint(trained.model)
-        fitted, metrics = _fitted(spec, chosen, trained, split)
-        figures = _figures(spec, saved)
-        record = _record(run, split, trained, metrics, figures, _where(chosen, start)) | fitted
-        unfinished.save(replace(saved, record=record))
-    return record
 
 
 def _prepared(

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from nt_core.errors import NeuroTrailsError
+from nt_core.files import write_atomically
 from nt_core.spec import RunSpec
 
 LOG: Final = "error.txt"
@@ -18,21 +20,27 @@ LOG: Final = "error.txt"
 
 
 def run_alone(
-    run: RunSpec, folder: Path, options: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    run: RunSpec,
+    folder: Path,
+    options: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> str | None:
     """Train in a new process, whose failure does not end this process.
 
     Args:
         run: the run to train.
-        folder: of the run; an earlier run there is replaced.
+        folder: of the run; an earlier complete run there is replaced.
         options: ``backend``, ``engine`` and ``device``, as on the command line.
         environment: variables to add to this process's own.
+        overwrite: whether an interrupted run there that differs is deleted.
 
     Returns:
         None, or the reason of the failure in a line or two; ``error.txt`` in the folder then holds the whole
         stderr.
     """
-    job = {"run": run.to_dict(), "folder": str(folder), **options}
+    job = {"run": run.to_dict(), "folder": str(folder), "overwrite": overwrite, **options}
     done = subprocess.run(
         [sys.executable, "-m", "nt_lab.training.worker"],
         input=json.dumps(job),
@@ -45,8 +53,9 @@ def run_alone(
     log.unlink(missing_ok=True)
     error = _outcome(done)
     if error is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stderr or error, encoding="utf-8")
+        with suppress(OSError):  # which the error may be about
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(log, (done.stderr or error).encode())
     return error
 
 
@@ -81,7 +90,8 @@ def main() -> None:
             RunSpec(**job["run"]),
             job["folder"],
             device=job["device"],
-            overwrite=True,
+            overwrite=job["overwrite"],
+            resume=True,
             backend=backends.choose(job["backend"], job["engine"]),
         )
     except NeuroTrailsError as mistake:

@@ -68,7 +68,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path):
 def test_states_of_another_training_are_refused(tmp_path):
     States(tmp_path).save(state(1))
     assert States(tmp_path).latest({"seed": 0}).step == 1
-    with pytest.raises(CheckpointError, match="a state of another training: seed: 0, expected 1"):
+    with pytest.raises(CheckpointError, match="a state of another training: seed: saved 0, asked 1"):
         States(tmp_path).latest({"seed": 1})
 
 

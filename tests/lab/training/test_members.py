@@ -90,8 +90,15 @@ def test_an_interrupted_run_goes_on_with_the_members_that_are_missing(interrupte
 @pytest.mark.parametrize("change", ["seed=1", "topology.sparsity=0.7", "training.batch_size=200"])
 def test_a_run_of_another_spec_does_not_mix_members_up(interrupted: Any, change: str) -> None:
     folder, fake = interrupted
+    field, value = change.split("=")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(NeuroTrailsError, match=rf"differs: {field}: saved \S+, asked {value}; .*--overwrite"):
+        lab.train(small(change), folder, backend=Turns(fake()).backend)
+    with pytest.raises(NeuroTrailsError, match=f"differs: {field}: "):
+        lab.train(small(change), folder, backend=Turns(fake()).backend, resume=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     turns = Turns(fake())
-    lab.train(small(change), folder, backend=turns.backend)
+    lab.train(small(change), folder, backend=turns.backend, overwrite=True)
     assert turns.trained == [(1,), (2,), (3,)]
 
 
@@ -104,5 +111,7 @@ def test_a_damaged_member_and_another_backends_are_trained_again(interrupted: An
         lab.train(small(), folder, backend=turns.backend)
     assert [path.name for path in damaged.parent.parent.iterdir()] == ["head2"]
     other = Turns(replace(fake(), name="other"))
-    lab.train(small(), folder, backend=other.backend)
+    with pytest.raises(NeuroTrailsError, match="backend: saved 'fake', asked 'other'"):
+        lab.train(small(), folder, backend=other.backend)
+    lab.train(small(), folder, backend=other.backend, overwrite=True)
     assert other.trained == [(1,), (2,), (3,)]
