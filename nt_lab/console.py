@@ -26,7 +26,7 @@ def print_json(value: Any) -> None:
     """Print one JSON value on stdout, without colours or wrapping."""
     import typer
 
-    from nt_lab.runs.folder import to_json
+    from nt_core.files import to_json
 
     typer.echo(to_json(value, indent=2))
 

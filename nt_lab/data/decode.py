@@ -120,14 +120,27 @@ def chunks(rows: Rows, example_size: int) -> Iterator[Rows]:
     return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
-def read_labels(dataset: Dataset, column: str, graph: BlockGraph, where: str) -> NDArray[np.int64]:
+def read_labels(
+    dataset: Dataset,
+    column: str,
+    graph: BlockGraph,
+    where: str,
+    match: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+) -> NDArray[np.int64]:
     """Return a split's labels (N,), checked against the graph's classes.
+
+    Args:
+        dataset: the split.
+        column: name of the column of labels.
+        graph: gives the number of classes.
+        where: the split, for errors.
+        match: numbers labels as a trained model does; None: they are numbered so already.
 
     Raises:
         DataError: more classes than the graph has outputs, a missing label, or one outside the classes.
     """
     feature, classes = dataset.features[column], graph.output_shape[-1]
-    if isinstance(feature, ClassLabel) and feature.num_classes > classes:
+    if match is None and isinstance(feature, ClassLabel) and feature.num_classes > classes:
         raise DataError(
             f"{where}: column {column!r} has {feature.num_classes} classes, the graph's output {classes}; "
             f"{_classes_remedy(graph, feature.num_classes)}"
@@ -140,6 +153,7 @@ def read_labels(dataset: Dataset, column: str, graph: BlockGraph, where: str) ->
         )
     largest = np.iinfo(np.int64).max
     labels = np.asarray([min(label, largest) for label in found], dtype=np.int64)
+    labels = labels if match is None else match(labels)
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         row = int(outside.argmax())

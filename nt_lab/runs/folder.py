@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +13,15 @@ from typing import Any, Final
 
 from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
-from nt_core.files import ParseError, clear_temporaries, parse_json, read_text, sync_folder, write_atomically
+from nt_core.files import (
+    ParseError,
+    clear_temporaries,
+    parse_json,
+    read_text,
+    sync_folder,
+    to_json,
+    write_atomically,
+)
 from nt_core.metrics import RECORDED
 from nt_core.spec import RunSpec
 
@@ -32,6 +38,9 @@ MEMBERS: Final = "members"
 
 STATES: Final = "states"
 """The folder in an unfinished run's folder that holds the saved states, :mod:`nt_core.states.folder`."""
+
+CLASSES: Final = "classes.json"
+"""The file in an unfinished run's folder that holds the names of the classes with which the run began."""
 
 UNFINISHED: Final = "unfinished"
 """The folder in a run's folder that holds the run until it is complete."""
@@ -260,27 +269,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         raise NeuroTrailsError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: numbers that are not finite become null, NumPy numbers become Python numbers.
-
-    Example:
-        >>> to_json({"perplexity": math.inf, "accuracy": 0.5})
-        '{"perplexity": null, "accuracy": 0.5}'
-    """
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
-
-
-def plain(value: Any) -> Any:
-    """Return a value in types that JSON can hold; see :func:`to_json`."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _parse_line(line: str, where: str) -> dict[str, Any]:
     try:
         record = parse_json(line)
@@ -313,7 +301,7 @@ def _delete(folder: Path, but: Sequence[str] = ()) -> None:
     """Delete a run's files except those in ``but``, and its folder if nothing else is in it."""
     if not folder.is_dir():
         return
-    for name in FILES:
+    for name in (*FILES, CLASSES):
         if name not in but:
             (folder / name).unlink(missing_ok=True)
         clear_temporaries(folder / name)

@@ -54,11 +54,12 @@ def data_of(engine: nt_cpu.Engine, served: Path, source: str | None) -> Batches:
 
     Raises:
         CheckpointError: the ensemble has no record of ``nt train``, which holds the normalisation of inputs.
-        DataError: the data does not fit.
+        DataError: the data does not fit, or has classes that the ensemble does not know.
     """
     data, normalisation = trained_on(engine.record, str(served))
     settings = data if source is None else data.replace(source=source)
-    return load_test(settings, engine.spec.graph, normalisation)
+    own = settings.source == data.source
+    return load_test(settings, engine.spec.graph, normalisation, engine.classes, own=own)
 
 
 @dataclass(frozen=True, kw_only=True)
