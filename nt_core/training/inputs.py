@@ -165,7 +165,7 @@ class Preprocessing(Value):
         if self.units == "values" or raw.ndim not in (2, 3, 4) or 0 in raw.shape[1:]:
             return []
         channels = self.shape[0]
-        if channels == 1 and raw.shape[-1] != 1:
+        if channels == 1 and raw.ndim < 4 and raw.shape[-1] != 1:
             raw = raw[..., None]  # a picture, or a stack of them, without an axis of channels
         if raw.ndim == 3:
             raw = raw[None]

@@ -5,6 +5,6 @@ tokens. This room imports no other.
 """
 
 from nt_core.training import Normalisation
-from nt_lab.data.splits import Examples, Split, limited, load, load_test, trained_on
+from nt_lab.data.splits import Examples, Split, limited, load, load_test, spaced, trained_on
 
-__all__ = ["Examples", "Normalisation", "Split", "limited", "load", "load_test", "trained_on"]
+__all__ = ["Examples", "Normalisation", "Split", "limited", "load", "load_test", "spaced", "trained_on"]

@@ -185,7 +185,7 @@ def limited(examples: Batches, most: int | None) -> Batches:
         return examples
     if not isinstance(examples, Examples):
         raise DataError("--limit: expected images or vectors, found text; leave --limit out")
-    return _part(examples, _spaced(len(examples), most))
+    return _part(examples, spaced(len(examples), most))
 
 
 def _part(examples: Examples, rows: Rows) -> Examples:
@@ -272,7 +272,7 @@ def _examples(
     if kept:
         read = in_memory(read, len(dataset))
     if normalisation is None:
-        normalisation = measure(read, _spaced(len(dataset), len(dataset) if kept else SAMPLE))
+        normalisation = measure(read, spaced(len(dataset), len(dataset) if kept else SAMPLE))
     if len(normalisation.mean) != example.shape[1]:
         raise DataError(
             f"{where}: the run was normalised for {len(normalisation.mean)} channels, found "
@@ -293,7 +293,7 @@ def _preprocessing(train: Examples, data: Data) -> Preprocessing:
     told = {"normalisation": train.normalisation, "shape": example.shape[1:]}
     if example.ndim == 4:
         return Preprocessing(units="bytes", resize=getattr(data, "resize", None), **told)
-    rows = _spaced(len(train), SAMPLE)
+    rows = spaced(len(train), SAMPLE)
     parts = [train.read(part) for part in chunks(rows, example.size)]
     low, high = (
         tuple(map(float, most([most(part, axis=0) for part in parts], axis=0))) for most in (np.min, np.max)
@@ -321,7 +321,7 @@ def measure(read: Reader, rows: Rows) -> Normalisation:
     return Normalisation(mean=tuple(mean.tolist()), std=tuple(np.where(std > 0, std, 1.0).tolist()))
 
 
-def _spaced(count: int, most: int) -> Rows:
+def spaced(count: int, most: int) -> Rows:
     """Return at most ``most`` of ``count`` rows, evenly spaced."""
     return np.arange(min(count, most)) * count // min(count, most)
 

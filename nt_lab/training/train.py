@@ -223,7 +223,7 @@ def _record(
         "epochs": None if endless else trained.examples / len(split.train),
         "examples": trained.examples,
         "seconds": trained.seconds,
-        "metrics": metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()},
+        "metrics": metrics.to_record(),
         "cost": figures,
         "data": {
             "source": run.data.source,
