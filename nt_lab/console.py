@@ -87,7 +87,7 @@ def print_json(value: Any) -> None:
     """Print one JSON value on stdout, without colours or wrapping."""
     import typer
 
-    from nt_lab.runs.folder import to_json
+    from nt_core.files import to_json
 
     typer.echo(to_json(value, indent=2))
 
@@ -107,7 +107,12 @@ def show_error(error: Exception, *, traceback: bool) -> None:
 
 def show_note(text: str) -> None:
     """Print a line on stderr."""
-    screen(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    say(screen(stderr=True), text)
+
+
+def say(out: Console, text: str, *, wrap: bool = False) -> None:
+    """Print text as it is, because brackets in names are no markup; a long line is wrapped if asked for."""
+    out.print(text, markup=False, highlight=False, soft_wrap=not wrap)
 
 
 def quiet_libraries() -> None:

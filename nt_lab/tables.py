@@ -51,14 +51,14 @@ def _alike(heads: Sequence[Sequence[LayerCost]]) -> bool:
     )
 
 
-def _layer_cells(layer: LayerCost, cost: Cost) -> Iterator[str]:
-    yield "  " + layer.name.partition("/")[2].removesuffix(".weight")
+def _layer_cells(layer: LayerCost, cost: Cost) -> Iterator[str | Text]:
+    yield Text("  " + layer.name.partition("/")[2].removesuffix(".weight"))
     yield "×".join(map(str, layer.shape))
     yield from _figures([layer], cost)
 
 
-def _sum_cells(title: str, layers: Sequence[LayerCost], cost: Cost) -> Iterator[str]:
-    yield f"[bold]{title}"
+def _sum_cells(title: str, layers: Sequence[LayerCost], cost: Cost) -> Iterator[str | Text]:
+    yield Text(title, style="bold")
     yield ""
     yield from (f"[bold]{text}" for text in _figures(layers, cost))
 

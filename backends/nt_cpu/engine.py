@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import EnsembleSpec, GraphError, NeuroTrailsError
-from nt_core.checkpoint import Checkpoint, Values, aggregation_of, load_checkpoint
+from nt_core import DataError, EnsembleSpec, GraphError, Image, NeuroTrailsError
+from nt_core.checkpoint import (
+    Checkpoint,
+    Values,
+    aggregation_of,
+    classes_of,
+    load_checkpoint,
+    preprocessing_of,
+)
 from nt_core.errors import NotFiniteError
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
@@ -105,6 +112,8 @@ class Engine:
         threads: number of threads for one batch.
         aggregation: of members' predictions.
         record: of the trainer, if the weights came from a run.
+        classes: names of the classes, in the order of probabilities; None: none are recorded.
+        preprocessing: of raw inputs; None: none is recorded.
         program: of the native kernels; None where they cannot compute the network.
         kernels: the instruction set of the native kernels: ``"avx512"``, ``"avx2"`` or ``"portable"``; None
             where NumPy computes instead.
@@ -123,6 +132,7 @@ class Engine:
     ) -> None:
         self.spec, self.program, self.aggregation, self.record = spec, program, aggregation, record
         self.batch, self.threads = batch, threads
+        self.classes, self.preprocessing = classes_of(record), preprocessing_of(spec, record)
         self._values = values
         self._open()
 
@@ -147,9 +157,69 @@ class Engine:
         if self._native is None and not self._values:
             raise NeuroTrailsError(NOT_INSTALLED)
 
-    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the ensemble's probabilities. (N, *input shape) → (N, …, classes)."""
+    def __repr__(self) -> str:
+        given, found = ("×".join(map(str, shape)) for shape in (self.spec.graph.input.shape, self._output))
+        by = "NumPy" if self._native is None else f"the {self.kernels} kernels"
+        return (
+            f"<Engine: {given} → {found}, {_count(self.spec.members, 'member')}, by {by}, "
+            f"for batches of {self.batch}, {_count(self.threads, 'thread')}>"
+        )
+
+    @property
+    def _output(self) -> tuple[int, ...]:
+        return self.spec.graph.output_shape
+
+    def __call__(self, inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the ensemble's probabilities. (N, *input shape) → (N, …, classes).
+
+        Args:
+            inputs: floats as the network reads them, that is normalised, of shape (N, *input shape); or raw
+                examples in whole numbers, images of uint8 say, as for :meth:`prepare`, also as a list of
+                images of several sizes; or tokens.
+
+        Raises:
+            DataError: as :meth:`heads`.
+        """
+        doubt = self._doubt(inputs)
+        if doubt is not None:
+            warnings.warn(f"input: {doubt}", stacklevel=2)
         return self.probabilities(self.heads(inputs))
+
+    def _doubt(self, inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> str | None:
+        """Return why inputs are hardly what the network reads, although they have its shape."""
+        if not isinstance(inputs, np.ndarray) or not self._fits(inputs):
+            return None
+        if self.preprocessing is None:
+            raw = inputs.dtype == np.uint8 and isinstance(self.spec.graph.input, Image)
+            unknown = "bytes are taken as they are, because no normalisation is recorded with this model"
+            return unknown if raw else None
+        found = self.preprocessing.outside(inputs) if inputs.dtype.kind == "f" else None
+        remedy = "give raw images as uint8, or what is raw to engine.prepare"
+        return found and f"floats are taken as normalised already, but {found}; {remedy}"
+
+    def _fits(self, inputs: NDArray[Any]) -> bool:
+        return inputs.ndim > 0 and inputs.shape[1:] == self.spec.layout.input_shape
+
+    def prepare(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """Return raw examples as the network reads them: resized and normalised as in its training.
+
+        Args:
+            raw: images as a camera gives them, uint8 (N, C, H, W) or (N, H, W, C), or a single one, or grey
+                ones without channels; of any size where the training resized images. Or vectors in the units
+                of the training data.
+
+        Returns:
+            (N, *input shape) float32.
+
+        Raises:
+            DataError: raw examples of another shape; or no preprocessing is recorded.
+        """
+        if self.preprocessing is None:
+            raise DataError(
+                "input: no preprocessing of raw inputs is recorded with this model; give what the network "
+                "reads, as floats"
+            )
+        return self.preprocessing.inputs(raw, self.spec.layout.input_shape)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float32]:
         """Aggregate every member's logits. (M, N, …, classes) → (N, …, classes)."""
@@ -157,14 +227,22 @@ class Engine:
         found = np.exp(aggregate(flat, self.aggregation)).astype(np.float32)
         return found.reshape(logits.shape[1:])
 
-    def heads(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def heads(self, inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Compute every member's logits. (N, *input shape) → (M, N, …).
 
         All logits of an example with NaN or infinity are NaN, even if its inputs have no connections.
 
+        Args:
+            inputs: as for a call of the engine; the range of floats is not looked at.
+
         Raises:
             DataError: inputs are no real numbers, have another shape, or are tokens outside the vocabulary.
         """
+        if not isinstance(inputs, np.ndarray) and _are_images(inputs):
+            return np.concatenate([self.heads(each) for each in inputs], axis=1)
+        inputs = np.asarray(inputs)
+        if self.preprocessing is not None and inputs.dtype.kind in "iu":
+            inputs = self.prepare(inputs)
         found = examples(inputs, self.spec.layout)
         if self._native is None:
             logits = forward(self.spec.layout, self._values, found).astype(np.float32, copy=False)
@@ -175,3 +253,11 @@ class Engine:
         if len(given):
             self._native.run(given, logits)
         return logits
+
+
+def _are_images(inputs: Sequence[NDArray[Any]]) -> bool:
+    return len(inputs) > 0 and all(getattr(each, "dtype", None) == np.uint8 for each in inputs)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

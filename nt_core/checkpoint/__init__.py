@@ -10,13 +10,13 @@ from nt_core.checkpoint.directory import (
     TENSORS,
     Checkpoint,
     Values,
-    aggregation_of,
     expect_values,
     load_checkpoint,
     read_config,
     save_checkpoint,
 )
 from nt_core.checkpoint.members import Leave, Members, Verbs, join, member, train_members
+from nt_core.checkpoint.record import aggregation_of, classes_of, preprocessing_of
 from nt_core.checkpoint.serving import STACKED, Call, unroll
 
 __all__ = [
@@ -30,10 +30,12 @@ __all__ = [
     "Values",
     "Verbs",
     "aggregation_of",
+    "classes_of",
     "expect_values",
     "join",
     "load_checkpoint",
     "member",
+    "preprocessing_of",
     "read_config",
     "save_checkpoint",
     "train_members",

@@ -19,14 +19,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from nt_core.errors import CheckpointError, NeuroTrailsError, TopologyError
-from nt_core.files import expect_dtypes, expect_file, read_json, write_atomically
+from nt_core.errors import CheckpointError, DataError, NeuroTrailsError, TopologyError
+from nt_core.files import (
+    ParseError,
+    expect_dtypes,
+    expect_file,
+    parse_json,
+    plain,
+    read_json,
+    write_atomically,
+)
 from nt_core.masks import Mask
-from nt_core.metrics import Aggregation, Fitted
 from nt_core.spec import EnsembleSpec
 from nt_core.structure import PlacedWeight
 from nt_core.structure.memory import expect_memory
-from nt_core.values import Shape, shown
+from nt_core.values import Shape
 from nt_core.version import __version__
 
 FORMAT: Final = 1
@@ -56,27 +63,6 @@ class Checkpoint:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def aggregation_of(spec: EnsembleSpec, record: Mapping[str, Any]) -> Aggregation:
-    """Return the aggregation of a trained ensemble's predictions.
-
-    Args:
-        spec: of the ensemble.
-        record: of a checkpoint or a run; ``"fitted"`` in it is the aggregation fitted on held-out examples.
-
-    Returns:
-        The fitted aggregation, if recorded; else the mean that the spec names.
-
-    Raises:
-        CheckpointError: the recorded aggregation is invalid.
-    """
-    found = record.get("fitted")
-    if found is None:
-        return spec.mean
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"record: fitted: expected weights and a temperature, found {shown(found)}")
-    return Fitted(**found)
-
-
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; each file is written atomically, the config last.
 
@@ -86,9 +72,10 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: a value is missing, it or its mask has another shape than the spec says, an inactive
-            element is not 0, or the files cannot be written.
+            element is not 0, the record holds what JSON cannot, or the files cannot be written.
     """
     expect_values(checkpoint)
+    record = _plain(checkpoint.record)
     tensors: dict[str, NDArray[Any]] = {}
     for placed in checkpoint.spec.layout.weights:
         value, mask = checkpoint.values[placed.name], checkpoint.masks.get(placed.name)
@@ -105,7 +92,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         "spec_digest": checkpoint.spec.digest(),
         "masked": sorted(checkpoint.masks),
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
-        "record": dict(checkpoint.record),
+        "record": record,
     }
     config = json.loads(json.dumps(config))
     config["config_sha256"] = _config_sha256(config)
@@ -117,6 +104,20 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{folder}: cannot be written ({error.strerror}); make room, or save elsewhere"
         ) from None
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as it is read again.
+
+    Raises:
+        CheckpointError: it holds what JSON cannot, or what is refused when it is read.
+    """
+    try:
+        return dict(parse_json(json.dumps(plain(record))))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    except (ParseError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"record: could not be read again: {error}") from None
 
 
 def load_checkpoint(folder: str | Path, *, expected: EnsembleSpec | None = None) -> Checkpoint:

@@ -15,6 +15,7 @@ from nt_core.files.atomic import (
     write_out,
 )
 from nt_core.files.parsing import ParseError, parse_json, parse_yaml, to_yaml
+from nt_core.files.plain import plain, to_json
 from nt_core.files.tensors import (
     INDEX,
     STORED,
@@ -38,11 +39,13 @@ __all__ = [
     "expect_file",
     "parse_json",
     "parse_yaml",
+    "plain",
     "read_json",
     "read_text",
     "stored_tensors",
     "sync_folder",
     "tensors_in",
+    "to_json",
     "to_yaml",
     "write_atomically",
     "write_out",

@@ -90,7 +90,7 @@ def _average(log_probabilities: NDArray[np.float64], how: Aggregation) -> NDArra
     return result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Metrics:
     """Metrics of an ensemble as sums over examples; two records are merged by addition, in any order.
 
@@ -184,6 +184,25 @@ class Metrics:
         names = [field.name for field in dataclasses.fields(self)]
         return Metrics(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
+    def __str__(self) -> str:
+        """Return the figures in one line, then each member's.
+
+        Example:
+            >>> print(Metrics.of(np.zeros((2, 4, 5)), np.zeros(4, int)))
+            4 examples: accuracy 1.0000, NLL 1.6094, perplexity 5.0000, ECE 0.8000, disagreement 0.0000
+            accuracy of each member: 1.0000, 1.0000
+        """
+        counted = f"{self.count:,} example{'s' * (self.count != 1)}"
+        if not self.count:
+            return counted
+        line = ", ".join(f"{figure.title} {getattr(self, figure.name):.4f}" for figure in RECORDED)
+        alone = len(self.member_correct) == 1
+        members = ", ".join(f"{accuracy:.4f}" for accuracy in self.member_accuracy)
+        return f"{counted}: {line}" + ("" if alone else f"\naccuracy of each member: {members}")
+
+    def __repr__(self) -> str:
+        return f"<Metrics of {str(self).replace(chr(10), '; ')}>"
+
     @property
     def count(self) -> int:
         """Number of measured examples; 0 is legal, but has no metrics."""
@@ -276,6 +295,15 @@ class Metrics:
             **{figure.name: getattr(self, figure.name) for figure in FIGURES},
             **{name: getattr(self, name).tolist() for name in of_members},
         }
+
+    def to_record(self) -> dict[str, Any]:
+        """Return all metrics and the disagreement matrix, as a run records them.
+
+        Example:
+            >>> Metrics.of(np.zeros((1, 4, 5)), np.zeros(4, int)).to_record()["disagreement_matrix"]
+            [[0.0]]
+        """
+        return {**self.to_dict(), "disagreement_matrix": self.disagreement_matrix.tolist()}
 
     @property
     def _examples(self) -> int:

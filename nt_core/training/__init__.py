@@ -4,6 +4,7 @@ Input: fields of a spec file. Output: values that every backend's trainer reads,
 batches. This room imports ``metrics``, ``structure``, and the ground.
 """
 
+from nt_core.training.inputs import Normalisation, Preprocessing
 from nt_core.training.plan import AnyPlan, ExploreRefine, OneRun, Phase, Ratio, Timeline, longest_of
 from nt_core.training.recipe import (
     SGD,
@@ -32,8 +33,10 @@ __all__ = [
     "Data",
     "ExploreRefine",
     "LearningRate",
+    "Normalisation",
     "OneRun",
     "Phase",
+    "Preprocessing",
     "Ratio",
     "Report",
     "Share",

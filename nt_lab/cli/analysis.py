@@ -67,7 +67,7 @@ def evaluate(
 
     def say(line: str) -> None:
         if not as_json:
-            stderr.print(line, markup=False, highlight=False)
+            console.say(stderr, line, wrap=True)
 
     if ood is not None:
         from nt_lab.evaluation.ood import measure_ood
@@ -78,7 +78,7 @@ def evaluate(
 
         found["corruptions"] = measure_corruptions(opened, whole, severities=levels, limit=limit, report=say)
     metrics = opened.evaluator.metrics(test)
-    found |= metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()}
+    found |= metrics.to_record()
     if as_json:
         console.print_json(found)
         return
@@ -121,7 +121,7 @@ def compare(
     screen.print(tables.compare_table(rows))
     sources = list(dict.fromkeys(record["run"]["data"]["source"] for record in records))
     if len(sources) > 1:
-        screen.print(f"The runs were tested on different data: {', '.join(sources)}.", highlight=False)
+        console.say(screen, f"The runs were tested on different data: {', '.join(sources)}.", wrap=True)
 
 
 def sweep(
@@ -178,7 +178,7 @@ def sweep(
 
     def say(line: str) -> None:
         if not as_json:
-            screen.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.say(screen, line)
 
     with console.lasting():
         found = sweep_run.run(asked, out, say)
@@ -189,8 +189,7 @@ def sweep(
 
             shown = console.screen()
             shown.print(points_table(found.points, found.fields))
-            files = f"files: {', '.join(map(str, found.files))}"
-            shown.print(files, highlight=False, markup=False, soft_wrap=True)
+            console.say(shown, f"files: {', '.join(map(str, found.files))}")
     if found.errors:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -223,4 +222,4 @@ def history(
     screen = console.screen()
     for name, events in histories.items():
         screen.print(history_table(name, events, tokens=tokens))
-    screen.print(f"files: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    console.say(screen, f"files: {', '.join(map(str, files))}")

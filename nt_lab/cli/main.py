@@ -137,13 +137,15 @@ def describe(
         about = {"name": run.name, "spec": run.to_dict(), "flops_training": whole}
         console.print_json({**about, **figures.to_dict()})
         return
+    from rich.text import Text
+
     from nt_lab import tables
 
     screen = console.screen()
-    screen.print(f"[bold]{run.name}[/]: {_choices(run)}")
+    screen.print(Text.assemble((run.name, "bold"), f": {_choices(run)}"))
     layout = ensemble.result.layout
     for line in tables.split_lines(figures, layout):
-        screen.print(line, highlight=False)
+        console.say(screen, line, wrap=True)
     screen.print(tables.weights_table(figures, layout, all_heads=all_heads))
     screen.print(tables.totals_table(figures, amount))
 
@@ -306,7 +308,7 @@ def train(
             record = lab.train(run, folder, report=report, **settings)
         screen = console.screen()
         screen.print(tables.compare_table([lab.result(record, folder)]))
-        screen.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
+        console.say(screen, f"run: {folder}")
 
 
 for _command in (

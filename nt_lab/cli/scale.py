@@ -87,7 +87,7 @@ def scale(
         typer.echo(scale_tables.scale_markdown(lines, memory, about), nl=False)
         return
     screen = console.screen()
-    screen.print(about, highlight=False)
+    console.say(screen, about, wrap=True)
     screen.print(scale_tables.scale_table(lines, memory))
 
 

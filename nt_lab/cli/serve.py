@@ -53,11 +53,21 @@ def export(
     if as_json:
         console.print_json(found.to_dict())
         return
-    console.screen().print(found.sentence(), highlight=False, soft_wrap=True)
+    console.say(console.screen(), found.sentence())
 
 
 def predict(
     served: ServedArgument,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE…]",
+            help=(
+                "Images without labels: files, folders, patterns like 'shots/*.png', or - for one image on "
+                "standard input. Without them the test split is predicted."
+            ),
+        ),
+    ] = None,
     data: DataOption = None,
     out: Annotated[
         Path | None,
@@ -69,29 +79,40 @@ def predict(
     threads: ThreadsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict a dataset's test split with the sparse engine."""
+    """Predict images, or a dataset's labelled test split, with the sparse engine."""
     console.quiet_libraries()
     from nt_core.errors import DataError
     from nt_lab import tables
     from nt_lab.data import limited
     from nt_lab.serving import serve as serving
+    from nt_lab.serving.pictures import is_unlabelled
 
     if out is not None and not out.parent.is_dir():
         raise DataError(f"--out {out}: expected a file in a folder that exists; make {out.parent} first")
     engine = serving.open_engine(served, threads=threads)
-    found = serving.predict(engine, limited(serving.data_of(engine, served, data), limit))
+    sources = [*(images or ()), *([data] if data is not None and is_unlabelled(data) else [])]
+    if images and data is not None:
+        raise DataError("nt predict: expected images or --data, found both; leave one out")
+    if sources:
+        found = serving.predict_images(engine, sources, limit)
+    else:
+        found = serving.predict(engine, limited(serving.data_of(engine, served, data), limit))
     if out is not None:
         found.write_csv(out)
-    metrics = found.metrics.to_dict() | {"disagreement_matrix": found.metrics.disagreement_matrix.tolist()}
+    metrics = {} if found.metrics is None else found.metrics.to_record()
     if as_json:
-        console.print_json({"metrics": metrics, "predictions": list(found.rows())})
+        console.print_json(
+            {**({"metrics": metrics} if metrics else {}), "predictions": [*found.whole_rows()]}
+        )
         return
     from nt_lab.serving.tables import predictions_table
 
     screen = console.screen()
-    screen.print(predictions_table(found), "", tables.metrics_table(metrics))
+    screen.print(predictions_table(found))
+    if metrics:
+        screen.print("", tables.metrics_table(metrics))
     if out is not None:
-        screen.print(f"predictions: {out}", highlight=False, soft_wrap=True)
+        console.say(screen, f"predictions: {out}")
 
 
 def bench(
@@ -131,7 +152,7 @@ def bench(
 
     def say(line: str) -> None:
         if not as_json:
-            screen.print(line, markup=False, highlight=False)
+            console.say(screen, line, wrap=True)
 
     found = serving.bench(
         served,
@@ -148,6 +169,6 @@ def bench(
         shown = console.screen()
         shown.print(bench_table(found))
         for note in bench_notes(found, threads):
-            shown.print(note, highlight=False)
+            console.say(shown, note, wrap=True)
     if not all(line.agrees for line in found):
         raise typer.Exit(EXIT_DISAGREES)

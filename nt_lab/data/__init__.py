@@ -4,6 +4,8 @@ Input: the ``data`` fields of a spec file. Output: shuffled, augmented, normalis
 tokens. This room imports no other.
 """
 
-from nt_lab.data.splits import Examples, Normalisation, Split, limited, load, load_test, trained_on
+from nt_core.training import Normalisation
+from nt_lab.data.advice import spaced
+from nt_lab.data.splits import Examples, Split, limited, load, load_test, trained_on
 
-__all__ = ["Examples", "Normalisation", "Split", "limited", "load", "load_test", "trained_on"]
+__all__ = ["Examples", "Normalisation", "Split", "limited", "load", "load_test", "spaced", "trained_on"]

@@ -156,7 +156,12 @@ def chunks(rows: Rows, example_size: int) -> Iterator[Rows]:
 
 
 def read_labels(
-    dataset: Dataset, column: str, graph: BlockGraph, where: str, others: Sequence[Dataset] = ()
+    dataset: Dataset,
+    column: str,
+    graph: BlockGraph,
+    where: str,
+    match: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+    others: Sequence[Dataset] = (),
 ) -> NDArray[np.int64]:
     """Return a split's labels (N,), checked against the graph's classes.
 
@@ -166,12 +171,13 @@ def read_labels(
         graph: gives the number of classes.
         where: the split, for errors.
         others: other splits that are used, for advice that is right for all.
+        match: numbers labels as a trained model does; None: they are numbered so already.
 
     Raises:
         DataError: more classes than the graph has outputs, a missing label, or one outside the classes.
     """
     feature, classes = dataset.features[column], graph.output_shape[-1]
-    if isinstance(feature, ClassLabel) and feature.num_classes > classes:
+    if match is None and isinstance(feature, ClassLabel) and feature.num_classes > classes:
         raise DataError(
             f"{where}: column {column!r} has {feature.num_classes} classes, the graph's output {classes}; "
             f"{classes_remedy(graph, feature.num_classes)}"
@@ -184,6 +190,7 @@ def read_labels(
         )
     largest = np.iinfo(np.int64).max
     labels = np.asarray([min(label, largest) for label in found], dtype=np.int64)
+    labels = labels if match is None else match(labels)
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         row = int(outside.argmax())

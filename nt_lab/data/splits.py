@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from nt_core.errors import CheckpointError, DataError
 from nt_core.graph import BlockGraph, Features, Tokens
 from nt_core.random import Random
-from nt_core.training import Batches, Data
-from nt_core.values import Shape, Value
+from nt_core.training import Batches, Data, Normalisation, Preprocessing
+from nt_core.values import Shape
 from nt_lab.data.advice import described, spaced
 from nt_lab.data.augment import Augmentation
+from nt_lab.data.classes import Names, by_name, class_names
 from nt_lab.data.decode import Fit, Reader, Rows, chunks, in_memory, read_labels, reader, resized
 from nt_lab.data.holding import stratified, warn_of_missing, warn_of_shared
 from nt_lab.data.language import load_test_text, load_text
@@ -32,31 +34,6 @@ SAMPLE: Final = 10_000
 """Examples, evenly spaced, from which a split that is not kept in memory is normalised."""
 
 
-class Normalisation(Value):
-    """Mean and standard deviation of the inputs, for each channel (or each feature of vectors).
-
-    Attributes:
-        mean: subtracted; in the units of the data, 0 to 255 for images.
-        std: divided by.
-
-    Example:
-        >>> Normalisation(mean=(128,), std=(64,)).apply(np.array([[64], [192]], np.uint8))
-        array([[-1.],
-               [ 1.]], dtype=float32)
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def apply(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return (inputs − mean) / std as float32. (B, C, …) → (B, C, …)."""
-        spread = (-1,) + (1,) * (inputs.ndim - 2)
-        scaled = inputs.astype(np.float32)
-        scaled -= np.array(self.mean, np.float32).reshape(spread)
-        scaled *= (1 / np.array(self.std)).astype(np.float32).reshape(spread)
-        return scaled
-
-
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """One split; a :class:`nt_core.training.Batches`.
@@ -68,6 +45,7 @@ class Examples:
         normalisation: applied to every batch.
         shuffle_seed: keys the order of each epoch; None: in order, as tests are.
         augmentation: applied to every batch; None: no augmentation.
+        classes: names of the classes, in the order of labels; None: classes are numbers only.
     """
 
     read: Reader
@@ -76,6 +54,7 @@ class Examples:
     normalisation: Normalisation
     shuffle_seed: int | None = None
     augmentation: Augmentation | None = None
+    classes: Names = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,12 +82,16 @@ class Split:
         normalisation: measured on the training examples, or given; None for text, which is not normalised.
         held_out: examples of the training split that are not trained on, in order, without augmentation;
             None: no examples are held out.
+        classes: names of the classes, in the order of labels; None: classes are numbers, or tokens.
+        preprocessing: of raw examples, for whoever serves the model; None for text.
     """
 
     train: Batches
     test: Batches
     normalisation: Normalisation | None
     held_out: Batches | None = None
+    classes: Names = None
+    preprocessing: Preprocessing | None = None
 
 
 def load(
@@ -151,9 +134,9 @@ def load(
         return Split(train=text, test=tests, normalisation=None)
     splits = _open_examples(data, "train", "test")
     train = _examples(splits, data, graph, "train", normalisation)
-    test = _examples(splits, data, graph, "test", train.normalisation)
+    test = _examples(splits, data, graph, "test", train.normalisation, train.classes)
     labels = {_where(data, "train"): train.labels, _where(data, "test"): test.labels}
-    warn_of_missing(labels, _class_names(splits["train"], data, _where(data, "train")))
+    warn_of_missing(labels, train.classes)
     augmentation = _augmentation(data, seed, train)
     kept, rest = (train, None) if held_out is None else hold_out(train, held_out, seed)
     return Split(
@@ -161,6 +144,8 @@ def load(
         test=test,
         normalisation=train.normalisation,
         held_out=rest,
+        classes=train.classes,
+        preprocessing=_preprocessing(train, data),
     )
 
 
@@ -213,13 +198,22 @@ def _part(examples: Examples, rows: Rows) -> Examples:
     return replace(examples, read=lambda chosen: examples.read(rows[chosen]), labels=examples.labels[rows])
 
 
-def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None) -> Batches:
+def load_test(
+    data: Data,
+    graph: BlockGraph,
+    normalisation: Normalisation | None,
+    classes: Names = None,
+    *,
+    own: bool = False,
+) -> Batches:
     """Load the test data of a trained ensemble.
 
     Args:
         data: the source, split and columns.
         graph: gives the shape that examples must have.
         normalisation: of the run that trained the ensemble.
+        classes: names of the ensemble's classes, with which those of the data are matched.
+        own: whether the ensemble was trained on this source, so that unknown names need no match.
 
     Raises:
         DataError: as :func:`load`.
@@ -227,7 +221,9 @@ def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None
     if isinstance(graph.input, Tokens):
         _expect_text(data)
         return load_test_text(data, graph)
-    return _examples(_open_examples(data, "test"), data, graph, "test", normalisation)
+    matched = not own or classes is not None
+    splits = _open_examples(data, "test")
+    return _examples(splits, data, graph, "test", normalisation, classes, matched=matched)
 
 
 def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:
@@ -288,10 +284,21 @@ def _where(data: Data, which: str) -> str:
 
 
 def _examples(
-    splits: Splits, data: Data, graph: BlockGraph, which: str, normalisation: Normalisation | None
+    splits: Splits,
+    data: Data,
+    graph: BlockGraph,
+    which: str,
+    normalisation: Normalisation | None,
+    classes: Names = None,
+    *,
+    matched: bool = True,
 ) -> Examples:
     where, dataset, others = _where(data, which), splits[which], list(splits.values())
-    labels = read_labels(dataset, label_column(dataset, data.label, where), graph, where, others)
+    column = label_column(dataset, data.label, where)
+    names = class_names(dataset, column)
+    numbered = which == "train" or not matched or classes == names
+    match = None if numbered else partial(by_name, names, classes, where, graph)
+    labels = read_labels(dataset, column, graph, where, match, others)
     vectors = isinstance(graph.input, Features)
     read = reader(
         dataset,
@@ -315,7 +322,27 @@ def _examples(
             f"{where}: the run was normalised for {len(normalisation.mean)} channels, found "
             f"{example.shape[1]}; evaluate on data of the kind it was trained on"
         )
-    return Examples(read=read, labels=labels, shape=graph.input.shape, normalisation=normalisation)
+    return Examples(
+        read=read,
+        labels=labels,
+        shape=graph.input.shape,
+        normalisation=normalisation,
+        classes=names if match is None else classes,
+    )
+
+
+def _preprocessing(train: Examples, data: Data) -> Preprocessing:
+    """Return the preprocessing of raw examples, with the range of vectors' features."""
+    example = train.read(np.zeros(1, np.int64))
+    told = {"normalisation": train.normalisation, "shape": example.shape[1:]}
+    if example.ndim == 4:
+        return Preprocessing(units="bytes", resize=getattr(data, "resize", None), **told)
+    rows = spaced(len(train), SAMPLE)
+    parts = [train.read(part) for part in chunks(rows, example.size)]
+    low, high = (
+        tuple(map(float, most([most(part, axis=0) for part in parts], axis=0))) for most in (np.min, np.max)
+    )
+    return Preprocessing(units="values", low=low, high=high, **told)
 
 
 def _resizing(size: tuple[int, int], graph: BlockGraph) -> Fit:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core.checkpoint import aggregation_of
+from nt_core.checkpoint import aggregation_of, classes_of
 from nt_core.metrics import Aggregation, Fitted, Metrics, aggregate, evaluation_batch_size, fit
 from nt_core.spec import EnsembleSpec, FittedAverage
 from nt_core.training import Batches, Data
@@ -76,18 +76,29 @@ class OpenRun:
         """Normalisation of the run's inputs; None: the inputs are tokens."""
         return trained_on(self.record, "run")[1]
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the run's classes; None: none are recorded."""
+        return classes_of(self.record)
+
     def test_split(self, **changes: Any) -> Batches:
-        """Load the run's test data, normalised as in training.
+        """Load the run's test data, normalised as in training, with classes matched by name.
 
         Args:
             changes: fields of :class:`nt_core.training.Data` to replace.
 
         Raises:
-            DataError: the data does not fit.
+            DataError: the data does not fit, or has classes that the run does not know.
         """
         data = self.data.elsewhere(changes.get("source", self.data.source))
         settings = Data(**{**data.model_dump(), **changes})
-        return load_test(settings, self.evaluator.spec.graph, self.normalisation)
+        return load_test(
+            settings,
+            self.evaluator.spec.graph,
+            self.normalisation,
+            self.classes,
+            own=settings.source == self.data.source,
+        )
 
 
 def open_run(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from nt_core.files import (
     parse_json,
     read_text,
     sync_folder,
+    to_json,
     write_atomically,
     write_out,
 )
@@ -41,6 +40,9 @@ MEMBERS: Final = "members"
 
 STATES: Final = "states"
 """The folder in an unfinished run's folder that holds the saved states, :mod:`nt_core.states.folder`."""
+
+CLASSES: Final = "classes.json"
+"""The file in an unfinished run's folder that holds the names of the classes with which the run began."""
 
 UNFINISHED: Final = "unfinished"
 """The folder in a run's folder that holds the run until it is complete."""
@@ -289,27 +291,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         raise NeuroTrailsError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: numbers that are not finite become null, NumPy numbers become Python numbers.
-
-    Example:
-        >>> to_json({"perplexity": math.inf, "accuracy": 0.5})
-        '{"perplexity": null, "accuracy": 0.5}'
-    """
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
-
-
-def plain(value: Any) -> Any:
-    """Return a value in types that JSON can hold; see :func:`to_json`."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _parse_line(line: str, where: str) -> dict[str, Any]:
     try:
         record = parse_json(line)
@@ -342,7 +323,7 @@ def _delete(folder: Path, but: Sequence[str] = ()) -> None:
     """Delete a run's files except those in ``but``, and its folder if nothing else is in it."""
     if not folder.is_dir():
         return
-    for name in FILES:
+    for name in (*FILES, CLASSES):
         if name not in but:
             (folder / name).unlink(missing_ok=True)
         clear_temporaries(folder / name)

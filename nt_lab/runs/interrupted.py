@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from nt_core.checkpoint import CONFIG, Checkpoint, load_checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.files import plain
 from nt_core.spec import EnsembleSpec, RunSpec, read_spec
 from nt_core.states import State, States, differences
 from nt_core.structure import Independent
 from nt_core.training import ExploreRefine
 from nt_lab.runs.backends import Backend
-from nt_lab.runs.folder import MEMBERS, SPEC, STATES, UNFINISHED, RunFolder, plain
+from nt_lab.runs.folder import MEMBERS, SPEC, STATES, UNFINISHED, RunFolder
 from nt_lab.runs.lock import locked
 from nt_lab.runs.processes import rank
 from nt_models import ARCHITECTURES

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import nt_cpu
 from nt_core.checkpoint import Checkpoint, load_checkpoint
 from nt_core.cost import Cost, cost
-from nt_core.errors import DataError
+from nt_core.errors import CheckpointError, DataError
 from nt_core.graph import Tokens
 from nt_core.metrics import Metrics, evaluation_batch_size
 from nt_core.spec import EnsembleSpec
@@ -22,7 +22,8 @@ from nt_core.topology import initial_masks, initial_values
 from nt_core.training import Batches
 from nt_cpu.native import peak_flops
 from nt_cpu.packed import is_packed
-from nt_lab.data import load_test, trained_on
+from nt_lab.data import load_test, spaced, trained_on
+from nt_lab.serving import pictures
 from nt_lab.serving.latency import Latency, interleaved
 from nt_lab.serving.runtimes import RUNTIMES, Dense
 
@@ -54,11 +55,12 @@ def data_of(engine: nt_cpu.Engine, served: Path, source: str | None) -> Batches:
 
     Raises:
         CheckpointError: the ensemble has no record of ``nt train``, which holds the normalisation of inputs.
-        DataError: the data does not fit.
+        DataError: the data does not fit, or has classes that the ensemble does not know.
     """
     data, normalisation = trained_on(engine.record, str(served))
     settings = data if source is None else data.elsewhere(source)
-    return load_test(settings, engine.spec.graph, normalisation)
+    own = settings.source == data.source
+    return load_test(settings, engine.spec.graph, normalisation, engine.classes, own=own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,41 +70,60 @@ class Predictions:
     Attributes:
         probabilities: (N, classes), of the ensemble.
         members: (M, N), the class that each member finds most likely.
-        labels: (N,), the true classes.
-        metrics: of the ensemble.
+        classes: names of the classes; those beyond them are named by their numbers.
+        labels: (N,), the true classes; None: they are not known.
+        files: (N,), names of the examples' files; None: the examples are those of a dataset.
+        metrics: of the ensemble; None: without labels there are none.
     """
 
     probabilities: NDArray[np.float32]
     members: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    metrics: Metrics
+    classes: Sequence[str] = ()
+    labels: NDArray[np.int64] | None = None
+    files: Sequence[str] | None = None
+    metrics: Metrics | None = None
+
+    def name(self, label: int) -> str | int:
+        """Return the name of a class, or its number where that is its name."""
+        found = self.classes[label] if label < len(self.classes) else str(label)
+        return label if found == str(label) else found
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one line for each example."""
         best = self.probabilities.argmax(axis=-1)
         agree = (self.members == best).mean(axis=0)
-        for number, (label, found) in enumerate(zip(self.labels.tolist(), best.tolist(), strict=True)):
+        for number, found in enumerate(best.tolist()):
+            file = {} if self.files is None else {"file": self.files[number]}
+            label = {} if self.labels is None else {"label": self.name(int(self.labels[number]))}
             yield {
                 "example": number,
-                "label": label,
-                "prediction": found,
+                **file,
+                **label,
+                "prediction": self.name(found),
                 "probability": float(self.probabilities[number, found]),
                 "members_agreeing": float(agree[number]),
             }
 
+    def whole_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one line for each example, with the probability of each class by its name."""
+        names = [str(self.name(label)) for label in range(self.probabilities.shape[-1])]
+        for row, probabilities in zip(self.rows(), self.probabilities.tolist(), strict=True):
+            yield {**row, "probabilities": dict(zip(names, probabilities, strict=True))}
+
     def write_csv(self, file: Path) -> None:
-        """Write every line, and the probability of each class.
+        """Write every line, and the probability of each class: ``p7``, or ``p_cat`` where it has a name.
 
         Raises:
             DataError: the file cannot be written.
         """
-        classes = range(self.probabilities.shape[-1])
+        names = [self.name(label) for label in range(self.probabilities.shape[-1])]
+        columns = [f"p_{name}" if isinstance(name, str) else f"p{name}" for name in names]
         try:
             with file.open("w", newline="", encoding="utf-8") as out:
                 writer = csv.writer(out)
                 for number, row in enumerate(self.rows()):
                     if not number:
-                        writer.writerow([*row, *(f"p{c}" for c in classes)])
+                        writer.writerow([*row, *columns])
                     writer.writerow([*row.values(), *self.probabilities[number].tolist()])
         except OSError as error:
             raise DataError(
@@ -116,10 +137,7 @@ def predict(engine: nt_cpu.Engine, data: Batches) -> Predictions:
     Raises:
         DataError: the network reads text, whose examples are single tokens.
     """
-    if isinstance(engine.spec.graph.input, Tokens):
-        raise DataError(
-            "nt predict: expected a classifier of images or vectors, found a language model; use nt evaluate"
-        )
+    _expect_classifier(engine)
     size = evaluation_batch_size(engine.spec.members, engine.spec.graph.output_shape)
     probabilities, members, labels, metrics = [], [], [], []
     for inputs, truth in data.epoch(0, size):
@@ -131,9 +149,52 @@ def predict(engine: nt_cpu.Engine, data: Batches) -> Predictions:
     return Predictions(
         probabilities=np.concatenate(probabilities),
         members=np.concatenate(members, axis=1),
+        classes=engine.classes or (),
         labels=np.concatenate(labels),
         metrics=Metrics.sum(metrics),
     )
+
+
+def predict_images(engine: nt_cpu.Engine, sources: Sequence[str], limit: int | None = None) -> Predictions:
+    """Predict images without labels, which are resized and normalised as the training data were.
+
+    Args:
+        engine: of a run on images.
+        sources: as for :func:`nt_lab.serving.pictures.find`.
+        limit: largest number of images, evenly spaced; None: all.
+
+    Raises:
+        DataError: no images, an image that does not fit, or a network that does not read images.
+        CheckpointError: the ensemble has no record of its preprocessing.
+    """
+    _expect_classifier(engine)
+    if engine.preprocessing is None:
+        raise CheckpointError(
+            "nt predict: the model's record does not say how images are normalised; expected what nt train "
+            "or save_run wrote"
+        )
+    files = pictures.find(sources)
+    files = [files[place] for place in spaced(len(files), len(files) if limit is None else limit)]
+    size = evaluation_batch_size(engine.spec.members, engine.spec.graph.output_shape)
+    probabilities, members = [], []
+    for start in range(0, len(files), size):
+        raw = [pictures.read(name, engine.preprocessing) for name in files[start : start + size]]
+        logits = engine.heads(engine.prepare(np.concatenate(raw)))
+        probabilities.append(engine.probabilities(logits))
+        members.append(logits.argmax(axis=-1))
+    return Predictions(
+        probabilities=np.concatenate(probabilities),
+        members=np.concatenate(members, axis=1),
+        classes=engine.classes or (),
+        files=files,
+    )
+
+
+def _expect_classifier(engine: nt_cpu.Engine) -> None:
+    if isinstance(engine.spec.graph.input, Tokens):
+        raise DataError(
+            "nt predict: expected a classifier of images or vectors, found a language model; use nt evaluate"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

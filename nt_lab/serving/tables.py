@@ -7,6 +7,7 @@ from itertools import groupby, islice
 from typing import Final
 
 from rich.table import Table
+from rich.text import Text
 
 from nt_lab.serving.runtimes import RUNTIMES
 from nt_lab.serving.serve import AGREEMENT, SPARSE, Measured, Predictions
@@ -19,15 +20,15 @@ SHOWN: Final = 5
 def predictions_table(found: Predictions) -> Table:
     """Return a table of the first predictions."""
     rows = list(islice(found.rows(), SHOWN))
-    rest = len(found.labels) - len(rows)
+    rest = len(found.probabilities) - len(rows)
     table = narrow_table(caption=f"and {rest:,} more; --out FILE writes them all" if rest else None)
-    for name in ("example", "label", "prediction", "probability", "members agreeing"):
-        table.add_column(name, justify="right")
+    named = [name for name in ("file", "label", "prediction") if name in rows[0]]
+    first = ["example"] if found.files is None else []
+    for name in (*first, *named, "probability", "members agreeing"):
+        table.add_column(name, justify="left" if name == "file" else "right", overflow="fold")
     for row in rows:
         table.add_row(
-            str(row["example"]),
-            str(row["label"]),
-            str(row["prediction"]),
+            *(Text(str(row[name])) for name in (*first, *named)),
             f"{row['probability']:.4f}",
             f"{row['members_agreeing']:.0%}",
         )

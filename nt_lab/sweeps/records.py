@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from nt_core.errors import CheckpointError, NeuroTrailsError
+from nt_core.files import plain
 from nt_core.metrics import RECORDED
-from nt_lab.runs.folder import RunFolder, flat, plain, row
+from nt_lab.runs.folder import RunFolder, flat, row
 from nt_lab.sweeps.grid import Job
 
 Execute = Callable[[Job, Path], str | None]

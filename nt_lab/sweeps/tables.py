@@ -27,7 +27,7 @@ def points_table(points: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> 
         caption="±: standard deviation over seeds (n − 1). ×: relative to the single dense network."
     )
     for name in fields:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     titles = [figure.title for figure in figures]
     for name in ("runs", *titles, "training\nFLOPs", "inference\nFLOPs", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)

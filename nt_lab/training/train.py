@@ -13,16 +13,18 @@ from typing import Any, Final
 import nt_core
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
+from nt_core.files import plain, read_json, to_json, write_atomically
 from nt_core.metrics import Metrics
 from nt_core.spec import EnsembleSpec, FittedAverage, RunSpec
 from nt_core.states import States
 from nt_core.training import Report, Trained
 from nt_lab.data import Split, load
+from nt_lab.data.classes import expect_classes
 from nt_lab.data.stream import Stream
 from nt_lab.evaluation.evaluate import Evaluator
 from nt_lab.runs.architectures import ARCHITECTURES
 from nt_lab.runs.backends import Backend, choose
-from nt_lab.runs.folder import RunFolder, plain, row
+from nt_lab.runs.folder import CLASSES, RunFolder, row
 from nt_lab.runs.interrupted import Progress
 from nt_lab.runs.lock import locked
 from nt_lab.runs.processes import expect_processes, rank
@@ -110,6 +112,8 @@ def train(
                     unfinished.append(event)
                 report(event)
 
+            if not overwrite:
+                _expect_begun_with(unfinished, split, run.data.source)
             before = Progress.of(
                 unfinished,
                 run,
@@ -124,6 +128,7 @@ def train(
             if spec.turns != (spec,) and members:
                 report({"event": "resume", "trained": sorted(members), "members": spec.members})
             unfinished.write_spec(run)
+            _note_classes(unfinished, split)
 
             trained = chosen.train(
                 spec,
@@ -158,6 +163,23 @@ def _prepared(
     chosen = expect_processes(make_backend(), shard)
     sharded = {"shard": True} if shard else {}
     return split, chosen, {"seed": run.seed, **chosen.options(execution), **sharded}
+
+
+def _expect_begun_with(unfinished: RunFolder, split: Split, source: str) -> None:
+    """Check that an interrupted run goes on with the classes with which it began.
+
+    Raises:
+        DataError: the classes are others.
+    """
+    begun = unfinished.path / CLASSES
+    if begun.exists():
+        names = read_json(begun, "was it edited?").get("classes")
+        expect_classes(split.classes, names and tuple(names), f"data {source!r}")
+
+
+def _note_classes(unfinished: RunFolder, split: Split) -> None:
+    """Write the names of the classes with which a run begins."""
+    write_atomically(unfinished.path / CLASSES, to_json({"classes": split.classes}).encode())
 
 
 def _held_out(spec: EnsembleSpec) -> float | None:
@@ -215,12 +237,14 @@ def _record(
         "epochs": None if endless else trained.examples / len(split.train),
         "examples": trained.examples,
         "seconds": trained.seconds,
-        "metrics": metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()},
+        "metrics": metrics.to_record(),
         "cost": figures,
         "data": {
             "source": run.data.source,
             "unit": "examples" if normalisation else "tokens",
+            "classes": split.classes,
             "normalisation": normalisation and normalisation.model_dump(mode="json"),
+            "preprocessing": split.preprocessing and split.preprocessing.model_dump(mode="json"),
             "train_examples": None if endless else len(split.train),
             "test_examples": len(split.test),
             "held_out_examples": 0 if split.held_out is None else len(split.held_out),

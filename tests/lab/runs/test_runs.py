@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import nt_models
 from nt_core import CheckpointError, EnsembleSpec, NeuroTrailsError, initial_values
 from nt_core.checkpoint import Checkpoint, save_checkpoint
-from nt_lab.runs.folder import FILES, UNFINISHED, RunFolder, flat, plain, row, to_json, write_csv
+from nt_core.files import plain, to_json
+from nt_lab.runs.folder import FILES, UNFINISHED, RunFolder, flat, row, write_csv
 
 
 def fill(folder: Path, text: str) -> None:
