@@ -14,7 +14,8 @@ from PIL import Image
 
 from nt_core.errors import DataError
 from nt_core.training import Preprocessing
-from nt_lab.data.pictures import COLOUR, GREY, open_picture
+from nt_lab.data.decode import COLOUR
+from nt_lab.data.pictures import GREY, open_picture
 
 STDIN: Final = "-"
 """The name under which one image is read from standard input."""
