@@ -183,5 +183,8 @@ def differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, 
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
         for key in dict.fromkeys([*wanted, *found]):
             yield from differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for i, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from differences(one, other, f"{path}[{i}]")
     elif wanted != found:
         yield path, wanted, found

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from nt_core import values
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.spec import EnsembleSpec, RunSpec
 from nt_core.states.file import State, delete_state, parts_of, read_state, write_state
 from nt_core.structure import Independent
 from nt_core.training import Training
-from nt_core.values import shown
 
 KEPT: Final = 2
 """Number of states that are kept, because the last one may be damaged."""
@@ -205,11 +205,5 @@ def differences(saved: Any, asked: Any, path: str = "") -> Iterator[str]:
         >>> list(differences({"plan": {"steps": 110}, "seed": 0}, {"plan": {"steps": 111}, "seed": 0}))
         ['plan.steps: saved 110, asked 111']
     """
-    if isinstance(saved, Mapping) and isinstance(asked, Mapping):
-        for key in dict.fromkeys([*saved, *asked]):
-            yield from differences(saved.get(key), asked.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(saved, list) and isinstance(asked, list) and len(saved) == len(asked):
-        for i, (one, other) in enumerate(zip(saved, asked, strict=True)):
-            yield from differences(one, other, f"{path}[{i}]")
-    elif saved != asked:
-        yield f"{path}: saved {shown(saved)}, asked {shown(asked)}"
+    for place, one, other in values.differences(saved, asked, path):
+        yield f"{place}: saved {values.shown(one)}, asked {values.shown(other)}"
