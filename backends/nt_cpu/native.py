@@ -112,10 +112,12 @@ class NativeProgram:
         threads: number of threads that the library uses for one run, 1 to :data:`MOST_THREADS`.
 
     Raises:
-        NeuroTrailsError: the program is invalid, or needs more working memory than the machine has.
+        NeuroTrailsError: the program is invalid, or needs more working memory than the machine has; or
+            ``threads`` is out of range.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
+        _expect_threads(threads)
         program = Program(_aligned(program.code), _aligned(program.blob))
         self._library, self._program, self.threads = library(), program, threads
         error = ctypes.create_string_buffer(_ERROR_BYTES)
@@ -131,9 +133,7 @@ class NativeProgram:
             raise NeuroTrailsError(f"program: {error.value.decode()}")
         needed = self._library.nt_memory(self._engine, threads)
         if needed < 0:
-            raise NeuroTrailsError(
-                f"program: expected 1 to {MOST_THREADS} threads, and addressable memory, found {threads}"
-            )
+            raise NeuroTrailsError("program: its working memory has more bytes than 64 bits count")
         self._bytes = needed + ALIGNMENT
         if self._bytes > machine_bytes():
             raise NeuroTrailsError(
@@ -184,6 +184,11 @@ class NativeProgram:
             self._library.nt_close(self._engine)
 
 
+def _expect_threads(threads: int) -> None:
+    if not 1 <= threads <= MOST_THREADS:
+        raise NeuroTrailsError(f"threads: expected 1 to {MOST_THREADS}, found {threads}")
+
+
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array at an aligned address, as the kernels need; arrays of packed files are not copied."""
     return array if array.ctypes.data % _ADDRESSES == 0 else np.array(array)
@@ -207,7 +212,11 @@ def peak_flops(threads: int = 1) -> float | None:
 
     Returns:
         FLOP/s of the best of several short runs; None if the kernels are not installed.
+
+    Raises:
+        NeuroTrailsError: ``threads`` is out of range.
     """
+    _expect_threads(threads)
     found = library()
     if found is None:
         return None

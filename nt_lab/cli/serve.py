@@ -16,7 +16,7 @@ EXIT_DISAGREES = 4
 ServedArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run's folder, or a file of nt export --to cpu.")
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Number of threads for one batch.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Number of threads for one batch.")]
 
 
 class Target(StrEnum):

@@ -13,7 +13,7 @@ from nt_core import EnsembleSpec, MultiHead, NeuroTrailsError, Static
 from nt_core.spec import PRESETS
 from nt_core.testing import random_input, random_values
 from nt_cpu.code import KINDS, program
-from nt_cpu.native import NativeProgram
+from nt_cpu.native import NativeProgram, peak_flops
 from nt_cpu.network import network
 from nt_models.tiny import TINY
 from tests.fuzz.programs import BATCH, FLOATS, accepted, expect_no_leak, hostile, listing
@@ -167,11 +167,16 @@ def _of_several_blocks(found):
     return next(op for op in owners if owners.count(op) > 1)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1025, 100_000, 2**60])
+@pytest.mark.parametrize("threads", [0, -1, 1025, 100_000, 2**60, 2**64 + 1])
 def test_memory_of_too_many_threads_is_not_summed(threads):
     written, _, _ = sound("vit", 1)
-    with pytest.raises(NeuroTrailsError, match="expected 1 to 1024 threads"):
+    with pytest.raises(NeuroTrailsError, match="threads: expected 1 to 1024"):
         NativeProgram(written, threads)
+    with pytest.raises(NeuroTrailsError, match="threads: expected 1 to 1024"):
+        peak_flops(threads)
+    if threads < 2**63:
+        native = NativeProgram(written, 1)
+        assert native._library.nt_memory(native._engine, threads) == -1
 
 
 def test_the_change_of_a_batch_is_no_leak():

@@ -1,7 +1,6 @@
 #include "program.h"
 
 #include <math.h>
-#include <string.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -74,24 +73,12 @@ static void run_batch(worker w, int64_t batch)
     }
 }
 
-/* Whether all numbers are finite. */
-static int finite(const float *x, int64_t count)
-{
-    uint32_t found = 0;
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        found |= (bits & 0x7f800000) == 0x7f800000;
-    }
-    return !found;
-}
-
 /* Let NaN and infinity reach every output of their example, as they do where 0 * NaN is added up: an input without
    connections would not show them. */
 static void spoil(const nt_engine *e, const float *input, float *output, int64_t examples, int64_t begin, int64_t end)
 {
     for (int64_t b = begin; b < end; b++) {
-        if (finite(input + b * e->input_floats, e->input_floats))
+        if (e->kernels->finite(input + b * e->input_floats, e->input_floats))
             continue;
         for (int64_t m = 0; m < e->outputs; m++)
             for (int64_t i = 0; i < e->output_floats; i++)

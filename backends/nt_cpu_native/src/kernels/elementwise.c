@@ -2,6 +2,7 @@
 #include "vectors.h"
 
 #include <math.h>
+#include <string.h>
 
 void NT_OF(affine)(float *out, const float *in, float scale, float shift, int relu, int64_t count)
 {
@@ -53,6 +54,17 @@ void NT_OF(function)(int which, float *out, const float *in, int64_t count)
     default:
         EACH(sigmoid(x))
     }
+}
+
+int NT_OF(finite)(const float *in, int64_t count)
+{
+    uint32_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t word;
+        memcpy(&word, in + i, sizeof word);
+        found |= (word & 0x7f800000) == 0x7f800000; /* the exponent of infinities and of NaN */
+    }
+    return !found;
 }
 
 /* A line of positions at a time; its channels are read three times, from the cache. */

@@ -87,6 +87,7 @@ typedef struct {
     void (*add)(float *out, const float *in, int64_t count);
     void (*multiply)(float *out, const float *in, int64_t count);
     void (*function)(int which, float *out, const float *in, int64_t count);
+    int (*finite)(const float *in, int64_t count); /* whether all are */
     void (*norm)(const nt_norm *);
     void (*attend)(const nt_attention *);
     /* So many rounds of NT_PEAK_FLOPS floating-point operations, all from registers. */

@@ -16,6 +16,7 @@ void NT_OF(affine)(float *, const float *, float, float, int, int64_t);
 void NT_OF(add)(float *, const float *, int64_t);
 void NT_OF(multiply)(float *, const float *, int64_t);
 void NT_OF(function)(int, float *, const float *, int64_t);
+int NT_OF(finite)(const float *, int64_t);
 void NT_OF(norm)(const nt_norm *);
 void NT_OF(attend)(const nt_attention *);
 void NT_OF(multiply_adds)(int64_t, float *);
