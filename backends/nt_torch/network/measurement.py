@@ -63,7 +63,7 @@ def measure_heads(model: Ensemble, loss: Callable[[], Tensor], *, rounds: int = 
     if reason is not None:
         return MeasuredHeads(heads="loop", seconds={}, reason=reason)
     spent: dict[str, list[float]] = {way: [] for way in WAYS}
-    with _unchanged(model) as execution:
+    with unchanged(model) as execution:
         for number in range(WARM_UP + rounds):
             for way in WAYS[:: 1 if number % 2 else -1]:
                 model.execution = execution.replace(heads=way)
@@ -95,8 +95,8 @@ def _wait(device: torch.device) -> None:
 
 
 @contextmanager
-def _unchanged(model: Ensemble) -> Iterator[Execution]:
-    """Restore everything that a forward pass changes."""
+def unchanged(model: Ensemble) -> Iterator[Execution]:
+    """Restore everything that a forward pass changes: execution options, statistics, and random numbers."""
     execution = model.execution
     held = [(b, b.clone()) for name, b in model.named_buffers() if not name.endswith(f".{MASK}")]
     with torch.random.fork_rng():

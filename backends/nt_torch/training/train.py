@@ -14,18 +14,20 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.state import PartialState
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.finite import nothing_finite
 from nt_core.metrics import Metrics
+from nt_core.random import Random
 from nt_core.states import State, States, identity
 from nt_core.training import Batches, Report, Share, Trained, Training, first_examples
 from nt_torch.checkpoint import checkpoint, restore
 from nt_torch.compile import compile  # noqa: A004
 from nt_torch.evaluate import evaluate
 from nt_torch.network.execution import Execution
-from nt_torch.network.measurement import measure_heads
+from nt_torch.network.measurement import measure_heads, unchanged
 from nt_torch.network.model import Ensemble, fast_layout, find_device
 from nt_torch.processes.group import from_main
 from nt_torch.processes.shards import mesh_of
@@ -100,7 +102,7 @@ def train(
 
         def train_one(part: EnsembleSpec, leave: Leave[Ensemble], report: Report) -> Trained[Ensemble]:
             accelerator = make_accelerator(training, device, trackers, folder)
-            torch.manual_seed(seed + accelerator.process_index)
+            torch.manual_seed(_stream(seed, part, accelerator.process_index))
             own = None if states is None else states.of(part)
             run = _Run(part, training, data, seed, accelerator, report, leave, own, shard, execution)
             return run.train(test)
@@ -115,6 +117,13 @@ def train(
             kept=lambda part: states.of(part).clear() if states and state.is_main_process else None,
         )
         return train_members(spec, verbs, finished, report if state.is_main_process else lambda _: None)
+
+
+def _stream(seed: int, part: EnsembleSpec, process: int) -> int:
+    """Return the seed of the random numbers, dropout's say, that a process draws while it trains a part."""
+    members = getattr(part.structure, "only", None) or ()
+    stream = Random(seed).at(weight=",".join(map(str, members)), purpose=f"draws of process {process}")
+    return stream.key[0] | stream.key[1] << 32
 
 
 class _Run:
@@ -187,6 +196,7 @@ class _Run:
             position=self._position,
         )
         self.at = Position()
+        self.resumed = found is not None
         self.random: Mapping[str, Any] | None = None
         if found is not None:
             self._go_on_from(found)
@@ -204,9 +214,10 @@ class _Run:
         return {"position": position, "execution": self.execution.model_dump()}
 
     def _losses(self) -> Tensor:
-        """Return each micro-batch's loss times its examples, over all processes."""
-        every: Tensor = self.accelerator.reduce(torch.stack(self.at.losses), "sum")
-        return every
+        """Return each micro-batch's loss times its examples, over all processes, summed in their order."""
+        own = torch.stack(self.at.losses)
+        every: Tensor = self.accelerator.gather(own[None])
+        return sum(every[1:], every[0])
 
     def train(self, test: Batches | None) -> Trained[Ensemble]:
         total_steps = self.topology.total_steps
@@ -264,6 +275,8 @@ class _Run:
             if batch is None:
                 break
             inputs, labels, count, part = batch
+            if self.resumed:
+                self._settle(inputs, labels)
             if self._is_open:
                 self._choose_heads(inputs, labels)
             before = self.topology.steps
@@ -276,6 +289,19 @@ class _Run:
                 self.keeper.keep()
         self._expect_progress()
         return float(self._losses().double().sum()) / (at.seen - at.left_out)
+
+    def _settle(self, inputs: Tensor, labels: Tensor) -> None:
+        """Make one backward pass whose gradients are dropped, if several processes average gradients.
+
+        DistributedDataParallel arranges its buckets anew after its first backward pass, and the order in
+        which an element is summed over processes depends on its place in a bucket.
+        """
+        self.resumed = False
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        with unchanged(self.topology.model):
+            torch.autograd.backward(self.steps.loss(self.model, inputs, labels))
+        self.optimizer.zero_grad()
 
     def _expect_progress(self) -> None:
         """Stop if no batch of the epoch could be trained on, and no smaller loss scale will change that."""

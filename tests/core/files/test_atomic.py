@@ -13,6 +13,14 @@ LONG = "é" * 120 + "[*]"
 """243 bytes, to which nothing can be added."""
 
 
+def fail_half_way(path: Path, error: BaseException, *, killed: bool = False) -> None:
+    """Fail after half of a file; what a killed process has written stays."""
+    with atomically(path) as temporary:
+        pid = "1" if killed else str(os.getpid())
+        temporary.with_name(temporary.name.replace(str(os.getpid()), pid)).write_bytes(b"half")
+        raise error
+
+
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     for content in (b"one", b"two"):  # the target does not exist at first
@@ -43,9 +51,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"old")
-    with pytest.raises(OSError, match="full"), atomically(tmp_path / "file") as temporary:
-        temporary.write_bytes(b"half")
-        raise OSError("full")
+    with pytest.raises(OSError, match="full"):
+        fail_half_way(tmp_path / "file", OSError("full"))
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -53,10 +60,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_any_name_that_the_system_allows(tmp_path: Path) -> None:
     write_atomically(tmp_path / LONG, b"x")
     for name in (LONG, "a[b]*"):
-        with pytest.raises(KeyboardInterrupt), atomically(tmp_path / name) as temporary:
-            rest = temporary.with_name(temporary.name.replace(str(os.getpid()), "1"))
-            rest.write_bytes(b"of a process that was killed")
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            fail_half_way(tmp_path / name, KeyboardInterrupt(), killed=True)
         clear_temporaries(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [LONG]
 

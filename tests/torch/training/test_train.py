@@ -13,6 +13,7 @@ from nt_core import PRESETS, DataError, EnsembleSpec, GraphError, OneRun, SpecEr
 from nt_core.checkpoint import save_checkpoint
 from nt_core.testing import Blobs
 from nt_core.training import Training
+from nt_torch.training.train import _stream
 
 
 def test_a_loaded_network_of_convolutions_gives_the_same_bits(tmp_path):
@@ -110,3 +111,12 @@ def test_masked_models_go_through_state_dict_deepcopy_and_torch_compile():
     other.load_state_dict(model.state_dict())
     for same in (other, copy.deepcopy(model), torch.compile(model, backend="eager", fullgraph=True)):
         assert torch.equal(same(x), wanted)
+
+
+def test_each_process_of_each_turn_draws_numbers_of_its_own():
+    whole = PRESETS["dst_ensemble"](nt_models.mlp(inputs=6, hidden=(16,), classes=3))
+    turns = whole.replace(plan=whole.plan.replace(at_once=1)).turns
+    seeds = [_stream(seed, part, process) for seed in (0, 1, 2**80) for part in turns for process in range(4)]
+    assert len(set(seeds)) == len(seeds) == 36
+    for seed in seeds:
+        torch.manual_seed(seed)
