@@ -227,7 +227,10 @@ def load_test(data: Data, graph: BlockGraph, normalisation: Normalisation | None
     if isinstance(graph.input, Tokens):
         _expect_text(data)
         return load_test_text(data, graph)
-    return _examples(_open_examples(data, "test"), data, graph, "test", normalisation)
+    splits, where = _open_examples(data, "test"), _where(data, "test")
+    test = _examples(splits, data, graph, "test", normalisation)
+    warn_of_missing({where: test.labels}, _class_names(splits["test"], data, where))
+    return test
 
 
 def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:
