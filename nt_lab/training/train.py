@@ -199,7 +199,7 @@ def _record(
         "run": run.to_dict(),
         "seed": run.seed,
         "steps": trained.steps,
-        "epochs": None if endless else trained.examples / len(split.train),
+        "epochs": None if endless else trained.examples / (len(split.train) - trained.dropped),
         "examples": trained.examples,
         "seconds": trained.seconds,
         "metrics": metrics.to_dict() | {"disagreement_matrix": metrics.disagreement_matrix.tolist()},
@@ -214,6 +214,7 @@ def _record(
             **({"null_examples": nulls} if nulls else {}),
         },
         **({"skipped": trained.skipped} if trained.skipped else {}),
+        **({"dropped": trained.dropped} if trained.dropped else {}),
         **where,
     }
     return dict(plain(record))
