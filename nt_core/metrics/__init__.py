@@ -6,6 +6,7 @@ stand for, and fitted weights of members. This room imports the ground.
 
 from nt_core.metrics.aggregation import GAP, Fitted, fit, fit_temperature, fit_weights, log_mixture
 from nt_core.metrics.figures import FIGURES, IN_TABLES, RECORDED, Figure, leading
+from nt_core.metrics.labels import IGNORED, expect_labels
 from nt_core.metrics.ood import TPR, Detection, detection, ood_score
 from nt_core.metrics.sums import (
     ECE_BINS,
@@ -20,6 +21,7 @@ __all__ = [
     "ECE_BINS",
     "FIGURES",
     "GAP",
+    "IGNORED",
     "IN_TABLES",
     "MATRIX_MEMBERS",
     "RECORDED",
@@ -32,6 +34,7 @@ __all__ = [
     "aggregate",
     "detection",
     "evaluation_batch_size",
+    "expect_labels",
     "fit",
     "fit_temperature",
     "fit_weights",

@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from nt_core.errors import DataError
+from nt_core.metrics.labels import IGNORED, expect_labels
 from nt_core.values import Value
 
 GAP: Final = 1e-6
@@ -71,11 +72,12 @@ def fit(logits: NDArray[Any], labels: NDArray[Any], *, temperature: bool = True)
 
     Args:
         logits: (M, N, C), finite, N ≥ 1, the member axis first; of examples that were not trained on.
-        labels: (N,) integers in [0, C).
+        labels: (N,) integers in [0, C), or :data:`~nt_core.metrics.IGNORED` where an example does not count.
         temperature: whether T is fitted; else it is 1.
 
     Raises:
-        DataError: no examples, shapes that do not fit, a logit that is not finite.
+        DataError: no examples, shapes that do not fit, a logit that is not finite, a label outside the
+            classes.
 
     Example:
         >>> good, blind = np.eye(3)[[0, 1, 2, 0]] * 4, np.zeros((4, 3))
@@ -90,6 +92,10 @@ def fit(logits: NDArray[Any], labels: NDArray[Any], *, temperature: bool = True)
         )
     if not np.isfinite(logits).all():
         raise DataError("fit: expected finite logits; a member has diverged")
+    expect_labels(labels, logits.shape[-1], "fit: labels")
+    if not (counted := labels != IGNORED).any():
+        raise DataError("fit: expected an example that counts at least, found ignored ones alone")
+    logits, labels = logits[:, counted], labels[counted]
     members = log_softmax(logits.astype(np.float64), axis=-1)
     weights = fit_weights(np.take_along_axis(members, labels[None, :, None], axis=-1)[..., 0])
     hot = fit_temperature(log_mixture(members, weights), labels) if temperature else 1.0

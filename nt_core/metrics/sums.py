@@ -19,6 +19,7 @@ from scipy.special import log_softmax
 from nt_core.errors import DataError
 from nt_core.metrics.aggregation import Fitted, log_mixture
 from nt_core.metrics.figures import FIGURES, RECORDED
+from nt_core.metrics.labels import IGNORED, expect_labels
 
 Aggregation: TypeAlias = Literal["mean_prob", "mean_logit"] | Fitted
 """Mean over members: of probabilities (FreeTickets), of logits (published NeuroTrails code), or of
@@ -134,7 +135,8 @@ class Metrics:
         Args:
             logits: (M, B, C), or (M, B, T, C) where each token counts as an example; finite, the member axis
                 first; B may be 0.
-            labels: (B,) or (B, T) integers in [0, C).
+            labels: (B,) or (B, T) integers in [0, C), or :data:`~nt_core.metrics.IGNORED` where an example or
+                token does not count.
             aggregation: of the members' predictions.
 
         Raises:
@@ -149,8 +151,14 @@ class Metrics:
         if logits.ndim == 4 and logits.shape[1:3] == labels.shape:
             logits, labels = logits.reshape(len(logits), labels.size, -1), labels.reshape(-1)
         _check_logits(logits)
+        _check_labels(labels, *logits.shape[1:])
+        if (counted := labels != IGNORED).all():
+            return Metrics._in_parts(logits, labels, aggregation)
+        return Metrics._in_parts(logits[:, counted], labels[counted], aggregation)
+
+    @staticmethod
+    def _in_parts(logits: NDArray[Any], labels: NDArray[Any], aggregation: Aggregation) -> Metrics:
         members, batch, classes = logits.shape
-        _check_labels(labels, batch, classes)
         rows = max(1, _CHUNK // (members * classes))
         parts = (slice(start, start + rows) for start in range(0, max(batch, 1), rows))
         return Metrics.sum(_measure(logits[:, part], labels[part], aggregation) for part in parts)
@@ -349,7 +357,4 @@ def _check_logits(logits: NDArray[Any]) -> None:
 def _check_labels(labels: NDArray[Any], batch: int, classes: int) -> None:
     if labels.shape != (batch,) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels: expected integers of shape ({batch},), found {labels.dtype} {labels.shape}")
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        at = int(outside.argmax())
-        raise DataError(f"labels: {labels[at]} at position {at}, expected 0 to {classes - 1}")
+    expect_labels(labels, classes)

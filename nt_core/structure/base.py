@@ -62,6 +62,17 @@ class Structure(Value, ABC):
         """Number of members that divide a training batch's rows, in order; 1: all train on all rows."""
         return 1
 
+    def network_rows(self, layout: Layout, count: int, processes: int = 1) -> int:
+        """Return the least number of the network's rows that a process has of a training batch.
+
+        Args:
+            layout: of this structure.
+            count: number of the batch's examples, at least 1.
+            processes: among which the batch is divided; each has one row of each member at least.
+        """
+        groups = self.row_groups if layout.along == "rows" else 1
+        return max(1, -(-count // groups) // processes) * groups * self.training_rows
+
     def expect_batch_size(self, size: int) -> None:
         """Check that a batch can be divided among members, where the structure divides it.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from nt_core.graph import INPUT, Block, BlockGraph, Node, Weight, expect_ops, owner
+from nt_core.graph.ops import BatchNorm
 from nt_core.values import Shape
 
 Along = Literal["heads", "rows", "channels"]
@@ -97,6 +99,21 @@ class Layout:
     def sparsifiable(self) -> tuple[PlacedWeight, ...]:
         """The arrays that may have a mask."""
         return tuple(placed for placed in self.weights if placed.weight.sparsifiable)
+
+    @cached_property
+    def least_rows(self) -> int:
+        """Smallest number of the network's rows that it can be trained on.
+
+        Batch normalisation needs two values of each channel, of each member that has its own. One row of
+        features has one; one row of images has as many as pixels.
+        """
+        least = 1
+        for block in self.graph.blocks:
+            for node in block.nodes:
+                if isinstance(node.op, BatchNorm):
+                    positions = math.prod(self.graph.shapes[node.inputs[0]][1:])
+                    least = max(least, (1 if positions > 1 else 2) * (node.op.members or 1))
+        return least
 
     def source(self, name: str) -> str:
         """Return the name of the single network's weight of which a weight is a piece; else its own name.

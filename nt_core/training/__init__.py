@@ -4,6 +4,7 @@ Input: fields of a spec file. Output: values that every backend's trainer reads,
 batches. This room imports ``metrics``, ``structure``, and the ground.
 """
 
+from nt_core.training.batches import Trainable, trainable
 from nt_core.training.inputs import Normalisation, Preprocessing
 from nt_core.training.plan import AnyPlan, ExploreRefine, OneRun, Phase, Ratio, Timeline, longest_of
 from nt_core.training.recipe import (
@@ -42,9 +43,11 @@ __all__ = [
     "Share",
     "Text",
     "Timeline",
+    "Trainable",
     "Trained",
     "Training",
     "first_examples",
     "longest_of",
     "member_batches",
+    "trainable",
 ]

@@ -358,6 +358,7 @@ class Trained(Generic[Model]):
         seconds: of training, without evaluation between epochs.
         metrics: on the test set, if there was one.
         skipped: number of skipped batches, whose loss or gradient was not finite.
+        dropped: number of each epoch's examples that were left out (:func:`nt_core.training.trainable`).
     """
 
     model: Model
@@ -366,3 +367,4 @@ class Trained(Generic[Model]):
     seconds: float
     metrics: Metrics | None
     skipped: int = 0
+    dropped: int = 0

@@ -91,7 +91,7 @@ def reader(
         where: the split, for errors.
         fit: converts each image before the check, as of :func:`resized`; None: images are not converted.
         trained: channels of the examples on which the graph is trained; None: it is trained on these.
-        others: other splits that are used, for advice that is right for all.
+        others: all splits that are used, this too, for advice that is right for all; none: this alone.
 
     Raises:
         DataError: an example cannot be decoded or has another shape; raised now, or when rows are read.
@@ -104,7 +104,7 @@ def reader(
 
     @cache
     def seen() -> Counter[Shape]:
-        return survey([dataset, *others], column)
+        return survey(others or [dataset], column)
 
     def decode(item: Any, place: str) -> NDArray[Any]:
         if not pictures:
@@ -170,7 +170,7 @@ def read_labels(
         column: name of the column of labels.
         graph: gives the number of classes.
         where: the split, for errors.
-        others: other splits that are used, for advice that is right for all.
+        others: all splits that are used, for advice that is right for all.
         match: numbers labels as a trained model does; None: they are numbered so already.
 
     Raises:

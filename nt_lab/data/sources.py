@@ -30,10 +30,8 @@ UNREADABLE: Final = (
 )  # fmt: skip
 """Errors of ``datasets`` for unreadable sources: many, because files' own descriptions are trusted there."""
 
-_FILES: Final = frozenset(
-    {".csv", ".gz", ".html", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".parquet", ".tar", ".text"}
-    | {".tex", ".tsv", ".txt", ".xml", ".zip"}
-)
+_TEXTS: Final = frozenset({".html", ".log", ".md", ".tex", ".text", ".txt", ".xml"})
+_FILES: Final = _TEXTS | READERS.keys() | {".gz", ".npy", ".npz", ".tar", ".tsv", ".zip"}
 """Suffixes by which a source is a file, not a dataset's name on the hub."""
 
 Splits = Mapping[str, Dataset]
@@ -76,7 +74,7 @@ def expect_place(source: str) -> Path:
     text = f"'text:{source}' for a text that a language model reads"
     if path.is_file():
         folder = f"give the folder it lies in: {str(path.parent)!r}"
-        told = f"{folder}, or {text}" if path.suffix.lower() in READERS.keys() - {".txt"} else text
+        told = f"give {text}" if path.suffix.lower() in _TEXTS else f"{folder}, or {text}"
         raise DataError(f"data.source: {source!r} is a file; {told}")
     local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if not path.exists() and (local or path.suffix.lower() in _FILES):

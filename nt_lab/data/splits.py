@@ -222,8 +222,10 @@ def load_test(
         _expect_text(data)
         return load_test_text(data, graph)
     matched = not own or classes is not None
-    splits = _open_examples(data, "test")
-    return _examples(splits, data, graph, "test", normalisation, classes, matched=matched)
+    splits, where = _open_examples(data, "test"), _where(data, "test")
+    test = _examples(splits, data, graph, "test", normalisation, classes, matched=matched)
+    warn_of_missing({where: test.labels}, test.classes)
+    return test
 
 
 def trained_on(record: Mapping[str, Any], where: str) -> tuple[Data, Normalisation | None]:

@@ -73,7 +73,7 @@ class Bar:
             case "start":
                 self._epochs = record["total_epochs"]
                 self._bars.update(self._task, total=record["total_steps"], completed=0, figures="")
-            case "member" | "resume" | "resumed" | "finished":
+            case "member" | "resume" | "resumed" | "finished" | "dropped":
                 self._bars.console.print(about_members(record), markup=False, highlight=False)
             case "step":
                 self._bars.update(self._task, completed=record["step"])
@@ -96,7 +96,7 @@ class Lines:
             case "start":
                 self._steps, self._epochs, self._shown = record["total_steps"], record["total_epochs"], 0
                 self._latest = {"epoch": 0}
-            case "member" | "resume" | "resumed" | "finished":
+            case "member" | "resume" | "resumed" | "finished" | "dropped":
                 text = f"{self._name}  {about_members(record)}"
                 self._console.print(text, markup=False, highlight=False)
                 if record["event"] == "resumed":
@@ -122,7 +122,7 @@ class Lines:
 
 
 def about_members(record: Mapping[str, Any]) -> str:
-    """Return the message of a record about finished members or about a state that was found.
+    """Return the message of a record about finished members, a state that was found, or examples left out.
 
     Example:
         >>> about_members({"event": "member", "trained": (2,), "members": 3})
@@ -133,7 +133,13 @@ def about_members(record: Mapping[str, Any]) -> str:
         'found the state of an interrupted run; going on after step 40'
         >>> about_members({"event": "finished"})
         'found a run of this spec that was stopped after its end; it is complete now'
+        >>> about_members({"event": "dropped", "examples": 1, "of": 1437})
+        'the last 1 of 1437 examples of each epoch is too few for batch normalisation and left out'
     """
+    if record["event"] == "dropped":
+        verb = "is" if record["examples"] == 1 else "are"
+        left = f"the last {record['examples']} of {record['of']} examples of each epoch"
+        return f"{left} {verb} too few for batch normalisation and left out"
     if record["event"] == "finished":
         return "found a run of this spec that was stopped after its end; it is complete now"
     if record["event"] == "resumed":

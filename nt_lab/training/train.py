@@ -234,7 +234,7 @@ def _record(
         "run": run.to_dict(),
         "seed": run.seed,
         "steps": trained.steps,
-        "epochs": None if endless else trained.examples / len(split.train),
+        "epochs": None if endless else trained.examples / (len(split.train) - trained.dropped),
         "examples": trained.examples,
         "seconds": trained.seconds,
         "metrics": metrics.to_record(),
@@ -251,6 +251,7 @@ def _record(
             **({"null_examples": nulls} if nulls else {}),
         },
         **({"skipped": trained.skipped} if trained.skipped else {}),
+        **({"dropped": trained.dropped} if trained.dropped else {}),
         **where,
     }
     return dict(plain(record))

@@ -10,6 +10,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from nt_core.errors import DataError
+from nt_core.metrics import IGNORED
 from nt_core.spec import Aggregation, EnsembleSpec
 from nt_core.structure import Reduction
 from nt_keras.network.layers import register
@@ -78,17 +79,24 @@ class EnsembleLoss(keras.losses.Loss):  # type: ignore[misc]
         """None: that of the logits, and class numbers stay integers; Keras rounds both to its ``floatx``."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return each example's loss, (B,) or (B, T); NaN where a class number is not one."""
-        repeated = ops.cast(_targets(y_true, y_pred), "int32")
+        """Return each example's loss, (B,) or (B, T); NaN where a class number is not one.
+
+        Those of -100 are ignored: they are 0, and the others so much larger that their mean is that over the
+        others.
+        """
+        targets = ops.cast(_targets(y_true, y_pred), "int32")
         logits = ops.cast(y_pred, keras.backend.result_type(y_pred.dtype, "float32"))
         classes = y_pred.shape[-1]
-        loss = keras.losses.sparse_categorical_crossentropy(repeated, logits, from_logits=True)
-        loss = ops.where((repeated >= 0) & (repeated < classes), loss, np.nan)  # of which JAX makes 0
+        counted = ops.not_equal(targets, IGNORED)
+        labels = ops.where(counted, targets, 0)
+        loss = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        loss = ops.where((labels >= 0) & (labels < classes), loss, np.nan)  # of which JAX makes 0
         if self.label_smoothing:
             uniform = ops.logsumexp(logits, axis=-1) - ops.sum(logits, axis=-1) / classes
             loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
         if self.distillation is not None:
             loss = loss + _divergence(logits, self.distillation)
+        loss = ops.where(counted, loss, 0) * _upscale(ops.cast(counted, loss.dtype))
         return ops.sum(loss, axis=1) if self.reduction_over_members == "sum" else ops.mean(loss, axis=1)
 
     def get_config(self) -> dict[str, Any]:
@@ -121,8 +129,13 @@ class EnsembleAccuracy(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
         targets = _targets(y_true, y_pred)
         votes = ops.softmax(y_pred, axis=-1) if self.aggregation == "mean_prob" else y_pred
         chosen = ops.argmax(ops.mean(votes, axis=1, keepdims=True), axis=-1)
-        right = ops.equal(chosen, ops.cast(targets, chosen.dtype))
-        return ops.mean(ops.cast(right, self.dtype), axis=1)
+        right = ops.cast(ops.equal(chosen, ops.cast(targets, chosen.dtype)), self.dtype)
+        counted = ops.cast(ops.not_equal(targets, IGNORED), self.dtype)
+        return ops.sum(right * counted, axis=1) / ops.maximum(ops.sum(counted, axis=1), 1)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Add a batch; examples of class -100 are ignored."""
+        return super().update_state(y_true, y_pred, _weights(y_true, y_pred, sample_weight, self.dtype))
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that ``from_config`` needs."""
@@ -143,6 +156,10 @@ class Disagreement(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
     def __init__(self, name: str = "disagreement", dtype: Any = None) -> None:
         super().__init__(fn=self._pairs, name=name, dtype=dtype)
 
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Add a batch; examples of class -100 are ignored."""
+        return super().update_state(y_true, y_pred, _weights(y_true, y_pred, sample_weight, self.dtype))
+
     def _pairs(self, y_true: Any, y_pred: Any) -> Any:
         chosen, members = ops.argmax(y_pred, axis=-1), y_pred.shape[1]
         differ = ops.cast(ops.not_equal(ops.expand_dims(chosen, 1), ops.expand_dims(chosen, 2)), self.dtype)
@@ -157,14 +174,20 @@ def expect_classes(targets: NDArray[Any], classes: int) -> None:
     """Check class numbers that are on the host.
 
     Raises:
-        DataError: one is not below ``classes``, or negative.
+        DataError: one is not below ``classes``, or negative and not -100, which is ignored.
 
     Example:
-        >>> expect_classes(np.array([0, 9]), classes=10)
+        >>> expect_classes(np.array([0, 9, -100]), classes=10)
     """
-    if targets.size and not (targets.min() >= 0 and targets.max() < classes):
-        wrong = targets.max() if targets.min() >= 0 else targets.min()
-        raise DataError(f"targets: expected class numbers from 0 to {classes - 1}, found {wrong}")
+    outside = targets[~((targets >= 0) & (targets < classes)) & (targets != IGNORED)]
+    if outside.size:
+        raise DataError(f"targets: expected class numbers from 0 to {classes - 1}, found {outside[0]}")
+
+
+def _upscale(counted: Any) -> Any:
+    """Return by how much a mean over all is smaller than that over what counts (1 there, else 0)."""
+    total = ops.cast(ops.prod(ops.shape(counted)), counted.dtype)
+    return total / ops.maximum(ops.sum(counted), 1)
 
 
 def _divergence(logits: Any, temperature: float) -> Any:
@@ -173,6 +196,19 @@ def _divergence(logits: Any, temperature: float) -> Any:
     teacher = ops.log_softmax(mean / temperature, axis=-1)
     students = ops.log_softmax(logits / temperature, axis=-1)
     return temperature**2 * ops.sum(ops.exp(teacher) * (teacher - students), axis=-1)
+
+
+def _weights(y_true: Any, y_pred: Any, given: Any, dtype: Any) -> Any:
+    """Return the weight of each example in a metric, (B,) or (B, T): the share of its labels that count."""
+    counted = ops.mean(ops.cast(ops.not_equal(_targets(y_true, y_pred), IGNORED), dtype), axis=1)
+    if given is None:
+        return counted
+    given = ops.cast(given, dtype)
+    while len(given.shape) < len(counted.shape):
+        given = ops.expand_dims(given, -1)
+    if len(given.shape) > len(counted.shape):
+        given = ops.squeeze(given, -1)
+    return counted * given
 
 
 def _targets(y_true: Any, y_pred: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -11,7 +12,7 @@ import keras
 from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.states import States, identity
-from nt_core.training import Batches, Report, Trained, Training, first_examples
+from nt_core.training import Batches, Report, Trained, Training, first_examples, trainable
 from nt_keras.checkpoint import checkpoint, restore
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.engines.devices import has_accelerator, on_device
@@ -56,7 +57,8 @@ def train(
         trackers: ``"tensorboard"``, or none.
         folder: where trackers write.
         report: receives plain records with an ``event``: ``start``, ``step``, ``update``,
-            ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state, and
+            ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state,
+            ``dropped`` where each epoch's last examples are too few for batch normalisation and left out, and
             ``member`` where members are made one after another.
         members: where those go as soon as they are finished (:mod:`nt_core.checkpoint`); None: nowhere.
         states: the folder of its states. If it holds one, the training resumes from the last, to the same
@@ -69,8 +71,8 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
-    if not len(data):
-        raise DataError("data: expected at least one training example, found none")
+    classes = spec.graph.output_shape[-1]
+    taken = trainable(data, training, spec.structure, spec.layout, classes=classes, report=report)
     spec.structure.expect_batch_size(training.batch_size // training.accumulation)
     with on_device(device), deterministic(training.deterministic):
         _expect_precision(training)
@@ -78,7 +80,7 @@ def train(
             train=lambda part, leave, report: _train_one(
                 part,
                 training,
-                data,
+                taken,
                 seed,
                 test,
                 _trackers(trackers, folder),
@@ -91,7 +93,8 @@ def train(
             evaluate=lambda model: None if test is None else evaluate(model, test),
             kept=lambda part: None if states is None else states.of(part).clear(),
         )
-        return train_members(spec, verbs, {} if members is None else members, report)
+        trained = train_members(spec, verbs, {} if members is None else members, taken.counting(report))
+        return replace(trained, dropped=taken.dropped)
 
 
 def _train_one(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nt_core import DataError, EnsembleSpec
+from nt_core.metrics import IGNORED
 from nt_core.structure import Reduction
 
 
@@ -27,7 +28,8 @@ def ensemble_loss(
     Args:
         logits: (M, B, classes), or (M, B, T, classes) for sequences.
         targets: (B,) or (B, T) class numbers, the same for all members; or (M·B,), each member's own,
-            member-major.
+            member-major. Those of -100 are ignored: the loss is the mean over the others, and 0 if there are
+            none.
         spec: the spec that the logits come from; its ``loss_reduction`` and ``distillation`` hold.
         reduction: over members, of each member's mean loss, instead of the spec's. Without a spec it is
             ``mean``, which is right for heads of one network.
@@ -39,7 +41,8 @@ def ensemble_loss(
         A scalar.
 
     Raises:
-        DataError: shapes do not go together.
+        DataError: shapes do not go together, or a class number on the CPU is outside the classes. On other
+            devices the loss is NaN then.
 
     Example:
         >>> round(ensemble_loss(torch.zeros(3, 2, 10), torch.tensor([4, 7])).item(), 4)
@@ -54,29 +57,52 @@ def ensemble_loss(
             f"targets: expected shape {tuple(logits.shape[1:-1])} for logits {tuple(logits.shape)}, "
             f"found {tuple(targets.shape)}"
         )
-    if (
-        not torch.compiler.is_compiling()
-        and targets.device.type == "cpu"
-        and targets.numel()
-        and not 0 <= int(targets.min()) <= int(targets.max()) < classes
-    ):
-        raise DataError(
-            f"targets: expected classes from 0 to {classes - 1}, found {int(targets.min())} to "
-            f"{int(targets.max())}; check the labels, or the network's number of classes"
-        )
     own = targets if len(targets) == members * rows else targets.expand(members, *targets.shape)
-    loss = cross_entropy(logits.reshape(-1, classes), own.reshape(-1), label_smoothing=label_smoothing)
+    labels, wrong = _checked(own.reshape(-1), classes)
+    counted = labels != IGNORED
+    total = cross_entropy(
+        logits.reshape(-1, classes),
+        labels,
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+    loss = total / counted.sum().clamp(min=1)
     if distillation is not None:
-        loss = loss + distillation_loss(logits, distillation)
+        loss = loss + distillation_loss(logits, distillation, counted.reshape(logits.shape[:-1]))
+    if wrong is not None:
+        loss = loss.masked_fill(wrong, torch.nan)
     return loss * members if reduction == "sum" else loss
 
 
-def distillation_loss(logits: Tensor, temperature: float) -> Tensor:
+def _checked(labels: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+    """Return labels that a loss can read on any device, and whether some are outside the classes.
+
+    On a CPU that is an error. Elsewhere it is not known without waiting for the device, so that the loss
+    becomes NaN, which trainers refuse, because a label outside the classes would stop a GPU for good.
+    """
+    if labels.is_floating_point():
+        raise DataError(f"targets: expected class numbers, found {labels.dtype}; convert them by .long()")
+    labels = labels.long()
+    outside = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return labels.masked_fill(outside, IGNORED), outside.any()
+    if outside.any():
+        wrong = labels[outside]
+        raise DataError(
+            f"targets: expected classes from 0 to {classes - 1}, or {IGNORED} to be ignored, found "
+            f"{int(wrong.min())} to {int(wrong.max())}; check the labels, or the network's number of classes"
+        )
+    return labels, None
+
+
+def distillation_loss(logits: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
     """Return T²·KL(mean of the members ‖ member), averaged over members and rows.
 
     Args:
         logits: (M, B, …, classes); no gradient flows through their mean.
         temperature: T.
+        counted: (M, B, …), which rows count; None: all.
 
     Example:
         >>> distillation_loss(torch.zeros(3, 2, 10), 3.0).item()
@@ -85,4 +111,6 @@ def distillation_loss(logits: Tensor, temperature: float) -> Tensor:
     teacher = (logits.detach().mean(0, keepdim=True) / temperature).log_softmax(-1)
     students = (logits / temperature).log_softmax(-1)
     divergence = (teacher.exp() * (teacher - students)).sum(-1)
-    return temperature**2 * divergence.mean()
+    if counted is None:
+        return temperature**2 * divergence.mean()
+    return temperature**2 * (divergence * counted).sum() / counted.sum().clamp(min=1)

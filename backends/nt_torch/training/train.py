@@ -22,7 +22,7 @@ from nt_core.finite import nothing_finite
 from nt_core.metrics import Metrics
 from nt_core.random import Random
 from nt_core.states import State, States, identity
-from nt_core.training import Batches, Report, Share, Trained, Training, first_examples
+from nt_core.training import Batches, Report, Share, Trained, Training, first_examples, trainable
 from nt_torch.checkpoint import checkpoint, restore
 from nt_torch.compile import compile  # noqa: A004
 from nt_torch.evaluate import evaluate
@@ -74,8 +74,9 @@ def train(
         folder: where trackers write.
         report: receives plain records with an ``event``: ``start``, ``step``, ``update``,
             ``epoch``, ``skipped`` where a batch was passed over, ``resumed`` if it goes on from a state,
-            ``heads`` if it was measured which way of computing them is faster, and ``member`` where members
-            are made one after another.
+            ``heads`` if it was measured which way of computing them is faster, ``dropped`` where each epoch's
+            last examples are too few for batch normalisation and left out, and ``member`` where members are
+            made one after another.
         members: where those go as soon as they are finished (:mod:`nt_core.checkpoint`); None: nowhere.
         states: the folder of its states. If it holds one, the training resumes from the last, to the same
             end, bit for bit, as without the interruption. Call ``states.clear()`` once the result is kept.
@@ -91,20 +92,28 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
-    if not len(data):
-        raise DataError("data: expected at least one training example, found none")
     with torch.random.fork_rng(), deterministic(training.deterministic), accelerate_alone():
         state = PartialState(cpu=device is not None and find_device(device).type == "cpu")
         finished: Members = {} if members is None else members
         if state.num_processes > 1:
             found = from_main(lambda: {**finished})
             finished = finished if state.is_main_process else found
+        told = report if state.is_main_process else lambda _: None
+        taken = trainable(
+            data,
+            training,
+            spec.structure,
+            spec.layout,
+            classes=spec.graph.output_shape[-1],
+            processes=state.num_processes,
+            report=told,
+        )
 
         def train_one(part: EnsembleSpec, leave: Leave[Ensemble], report: Report) -> Trained[Ensemble]:
             accelerator = make_accelerator(training, device, trackers, folder)
             torch.manual_seed(_stream(seed, part, accelerator.process_index))
             own = None if states is None else states.of(part)
-            run = _Run(part, training, data, seed, accelerator, report, leave, own, shard, execution)
+            run = _Run(part, training, taken, seed, accelerator, report, leave, own, shard, execution)
             return run.train(test)
 
         verbs = Verbs(
@@ -116,7 +125,8 @@ def train(
             ),
             kept=lambda part: states.of(part).clear() if states and state.is_main_process else None,
         )
-        return train_members(spec, verbs, finished, report if state.is_main_process else lambda _: None)
+        trained = train_members(spec, verbs, finished, taken.counting(told))
+        return replace(trained, dropped=taken.dropped)
 
 
 def _stream(seed: int, part: EnsembleSpec, process: int) -> int:

@@ -17,10 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import nt_models
 from nt_core import BlockGraph, DataError, GraphBuilder, NeuroTrailsError, Tokens
+from nt_core.errors import NeuroTrailsWarning
 from nt_core.training import Batches, Data, Text
 from nt_lab.data import load, load_test
 from nt_lab.data.order import buffered
-from nt_lab.data.stream import is_held_out, pack
+from nt_lab.data.stream import Stream, is_held_out, pack
 from nt_lab.data.text import Sequences, split_text
 from nt_lab.data.tokenizer import open_tokenizer
 
@@ -154,6 +155,48 @@ def test_other_names_go_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None
     assert (tokenizer.size, tokenizer.encode(b"abba", "here").tolist()) == (3, [0, 1, 1, 0, 2])
 
 
+def save_words(path: Path, *, end: str, **settings: Any) -> str:
+    """Save a tokenizer of words that asks for padding or truncation."""
+    words = {"<pad>": 0, "a": 1, "b": 2, end: 3}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "pad_to" in settings:
+        tokenizer.enable_padding(length=settings["pad_to"], pad_id=0, pad_token="<pad>")
+    if "most" in settings:
+        tokenizer.enable_truncation(settings["most"])
+    tokenizer.save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"pad_to": 16}, {"most": 2}, {"pad_to": 5, "most": 3}, {"pad_to": None}]
+)
+def test_a_tokenizer_that_pads_or_truncates_does_neither_here(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = save_words(tmp_path / "tokenizer.json", end="</s>", **settings)
+    assert open_tokenizer(path).encode(b"a b a b", "here").tolist() == [1, 2, 1, 2, 3]
+    assert open_tokenizer(path).encode(b"", "here").tolist() == []
+
+
+def test_documents_without_an_end_of_text_are_said_and_one_can_be_named(tmp_path: Path, text: str) -> None:
+    path = save_words(tmp_path / "tokenizer.json", end="[SEP]")
+    with pytest.warns(NeuroTrailsWarning, match=r"names no end of text.*--set data\.text\.end_of_text=TOKEN"):
+        assert open_tokenizer(path).encode(b"a b", "here").tolist() == [1, 2]
+    assert open_tokenizer(path, "[SEP]").encode(b"a b", "here").tolist() == [1, 2, 3]
+    with pytest.raises(DataError, match=r"data\.text\.end_of_text: .* has no token '\[sep\]'; known: "):
+        open_tokenizer(path, "[sep]")
+    assert "expected none for 'bytes', whose documents end in a newline" in complaint(
+        text, end_of_text="[SEP]"
+    )
+
+
+def test_tokenizers_have_a_public_path() -> None:
+    from nt_lab import tokenizer
+
+    assert tokenizer.open_tokenizer is open_tokenizer
+
+
 @pytest.mark.parametrize(("name", "package"), [("tokenizer.json", "tokenizers"), ("gpt2", "transformers")])
 def test_a_package_that_is_missing_is_named(
     name: str, package: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,6 +327,38 @@ def test_other_kinds_of_streams(tmp_path: Path, lines: str) -> None:
     for kind, column in (("parquet", "content"), ("saved", "content"), ("plain", "text")):
         data = Data(source=str(tmp_path / kind), text=Text(column=column))
         assert windows(load_test(data, GRAPH, None)) == expected, kind
+
+
+def test_examples_without_text_are_left_out_said_and_counted(tmp_path: Path) -> None:
+    lines = [None if number % 3 == 0 else f"{number:02} " * 10 for number in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    data = Data(source=str(tmp_path), text=Text(held_out=0.25))
+    with pytest.warns(NeuroTrailsWarning, match=r"example 0: no text \(null\); such examples") as caught:
+        split = load(data, GRAPH, seed=0, stream_epoch=200)
+    trained = documents_in(windows(split.train, 1) + windows(split.train, 2))
+    assert len(caught) == 1
+    assert isinstance(split.train, Stream)
+    assert split.train.nulls.count == 14
+    tested = documents_in(windows(split.test))
+    assert not trained & tested
+    assert trained | tested == {number for number in range(40) if number % 3}
+
+
+@pytest.mark.parametrize("name", ["input.txt", "notes.md", "corpus.jsonl"])
+def test_a_file_is_not_looked_for_on_a_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("looked for on a hub")
+
+    monkeypatch.setattr("nt_lab.data.stream.datasets.load_dataset", fail)
+    monkeypatch.chdir(tmp_path)
+    assert f"no folder {name!r} is there" in complaint(name)
+    assert f"'text:{name}'" in complaint(name)
+    Path(name).write_text("words")
+    assert f"{name!r} is a file; give" in complaint(name)
+    assert f"'text:{name}' for a text that a language model reads" in complaint(name)
+    assert f"'text:{name}'" in complaint(name, nt_models.mlp(inputs=(1, 8, 8), classes=10))
 
 
 def test_a_split_of_its_own_to_test_on(lines: str) -> None:

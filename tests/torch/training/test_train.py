@@ -45,7 +45,7 @@ def test_blocks_that_pytorch_could_not_tell_apart_are_an_error():
         nt_torch.compile(alike())
 
 
-@pytest.mark.parametrize("label", [-1, 10, -100])
+@pytest.mark.parametrize("label", [-1, 10, -99, -101])
 def test_a_label_outside_the_classes_is_an_error(label):
     with pytest.raises(DataError, match="expected classes from 0 to 9"):
         nt_torch.ensemble_loss(torch.zeros(3, 2, 10), torch.tensor([1, label]))
