@@ -58,7 +58,7 @@ class DropFraction(Value):
         return self
 
     def end_step(self, total_steps: int) -> int:
-        """Return the step at which the schedule ends: the first without an update, unless there is a floor."""
+        """Return the step at which the schedule ends; without a floor it has no update."""
         return round(self.until * total_steps)
 
     def at(self, step: int, total_steps: int) -> float:

@@ -107,7 +107,8 @@ def update(
 
     Returns:
         Swap of each weight. Of each weight (``scope="layer"``, ``"momentum"``), or of all together
-        (``global``), fraction·active connections are replaced, rounded as declared; fewer where a criterion marks fewer.
+        (``global``), fraction·active connections are replaced, rounded as declared; fewer where a criterion
+        marks fewer.
 
     Raises:
         TopologyError: a value that is read is not finite, and no weight has a swap; or a policy is given

@@ -1,4 +1,4 @@
-"""Training as NeuroTrails' own code does it, against steps and updates computed by NumPy from the rule's words.
+"""Training as NeuroTrails' own code does it, against NumPy's steps and updates from the rule's words.
 
 The rule and its source are told in tests/core/topology/test_published.py.
 """

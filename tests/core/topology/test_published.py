@@ -1,17 +1,18 @@
 """The update rule of NeuroTrails' own code, told in words and computed here anew.
 
-Source: arXiv 2505.17909 and the code that its authors publish (github.com/bramgrooten/neurotrails, commit bbb463f
-of 22 May 2025). None of that code is copied. For vision (``computer_vision/sparselearning/core.py``):
+Source: arXiv 2505.17909 and the code that its authors publish (github.com/bramgrooten/neurotrails, commit
+bbb463f of 22 May 2025). None of that code is copied. For vision (``computer_vision/sparselearning/core.py``):
 
-1. The optimiser takes its step; then the drop fraction is p(t) = 0.005 + (p − 0.005)·½(1 + cos(πt/T)), with T the
-   number of all steps. An update follows every ΔT-th step, the last step included.
+1. The optimiser takes its step; then the drop fraction is p(t) = 0.005 + (p − 0.005)·½(1 + cos(πt/T)), with T
+   the number of all steps. An update follows every ΔT-th step, the last step included.
 2. In each weight ⌈p(t)·active⌉ connections of smallest |w| become inactive. Their values stay for now.
 3. As many inactive positions of largest |∂L/∂w| become active, of all that are inactive now. Those that were
    active before have their value and momentum still; all others start at 0.
 4. Values and momentum of inactive positions become 0.
 
-For language (``language_modeling/sparselearning/core.py``) the connections that stay are sampled with probability
-∝ |w|³, and their number is ⌈(1 − p(t))·active⌉; the losses of the heads are summed (``torchrun_main.py``).
+For language (``language_modeling/sparselearning/core.py``) the connections that stay are sampled with
+probability ∝ |w|³, and their number is ⌈(1 − p(t))·active⌉; the losses of the heads are summed
+(``torchrun_main.py``).
 """
 
 from __future__ import annotations

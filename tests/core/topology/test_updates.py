@@ -108,7 +108,7 @@ def test_a_share_is_rounded_as_declared(digits: int, zeros: int, count: int) -> 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "momentum"])
 def test_every_scope_rounds_as_declared(scope: Any) -> None:
-    """Half of five connections in each of two weights: 4, 6 or 6 of all; together 5, whatever the rounding."""
+    """Half of five connections in each of two weights is 2 or 3; of all ten it is 5."""
     arrays = {"weights": np.arange(8.0), "gradients": np.ones(8), "momentum": np.ones(8)}
     layers = [Layer(name=name, active=np.arange(8) >= 3, **arrays) for name in "ab"]
     for rounding, each in {"floor": 2, "ceil": 3, "nearest": 3}.items():
