@@ -4,6 +4,5 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("neurotrails", deadline=None)
-settings.register_profile("ci", parent=settings.get_profile("neurotrails"), derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "neurotrails")
+settings.register_profile("ci", parent=settings.get_profile("patient"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "patient")

@@ -22,7 +22,9 @@ from nt_core.metrics import Metrics
 from nt_core.training import Trained
 from nt_lab.runs.backends import BACKENDS, ENGINE_VARIABLE, Backend
 
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile(
+    "tests", hypothesis.settings.get_profile("patient"), derandomize=True, max_examples=50
+)
 hypothesis.settings.load_profile("tests")
 
 

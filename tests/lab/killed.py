@@ -60,10 +60,15 @@ def child(preset: str, folder: Path, every: int) -> None:
 def child_asked_to_stop(preset: str, folder: Path) -> None:
     """Train as ``nt train`` does; leave with its exit code when a signal asks to stop."""
     torch.set_num_threads(1)
+
+    def report(event: Mapping[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 5:
+            folder.with_suffix(".ready").touch()
+        time.sleep(0.01)
+
     with signals.stopping(folder) as stopping:
-        folder.with_suffix(".ready").touch()
         try:
-            train(preset, folder, stopping=stopping, report=lambda _: time.sleep(0.01))
+            train(preset, folder, stopping=stopping, report=report)
         except Stopped:
             folder.with_suffix(".stopped").touch()
             raise

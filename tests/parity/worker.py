@@ -2,9 +2,9 @@
 
 Keras fixes its engine when it is imported, so each engine computes in a process of its own::
 
-    KERAS_BACKEND=jax python worker.py keras TASK FOLDER
+    echo TASK | KERAS_BACKEND=jax python worker.py keras FOLDER
 
-A task writes ``arrays.npz`` into the folder.
+It reads tasks, one on a line. Each writes ``TASK.npz`` into the folder, and its name to standard output.
 """
 
 from __future__ import annotations
@@ -289,11 +289,14 @@ def compute(backend: str, task: str, folder: Path) -> Arrays:
 
 
 def main() -> None:
-    backend, task, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    backend, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    found = compute(backend, task, folder)
-    # A slash would make folders in the archive.
-    np.savez(folder / f"{task}.npz", **{key.replace("/", "|"): array for key, array in found.items()})
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    for task in map(str.strip, sys.stdin):
+        found = compute(backend, task, folder)
+        # A slash would make folders in the archive.
+        np.savez(folder / f"{task}.npz", **{key.replace("/", "|"): array for key, array in found.items()})
+        print(task, file=answers, flush=True)
 
 
 if __name__ == "__main__":

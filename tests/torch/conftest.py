@@ -7,7 +7,9 @@ import torch
 
 import nt_torch
 
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile(
+    "tests", hypothesis.settings.get_profile("patient"), derandomize=True, max_examples=50
+)
 hypothesis.settings.load_profile("tests")
 
 

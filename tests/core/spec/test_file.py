@@ -68,7 +68,7 @@ def test_every_run_spec_fits_the_json_schema(spec: RunSpec) -> None:
     SCHEMA.validate(json.loads(json.dumps(spec.to_dict())))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(spec=run_specs())
 def test_a_spelled_out_file_reads_as_itself(write: Write, spec: RunSpec) -> None:
     path = write(spec.to_yaml(), "a.yaml")

@@ -34,9 +34,7 @@ def nt(*arguments: str) -> Result:
 
 def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nt_lab", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment
-    )
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
 def complaint(*arguments: str) -> str:
@@ -343,7 +341,7 @@ assert not found, found
 def test_answers_without_a_framework(arguments: list[str], more: str) -> None:
     code = PROBE.format(arguments=arguments, more=more)
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
