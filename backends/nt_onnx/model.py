@@ -53,8 +53,8 @@ def export(
 
     ``heads`` (M, B, …, classes) are every member's logits, ``mean`` (B, …, classes) the ensemble's
     probabilities. Inputs are float32, tokens int64. Weights are stored dense, with exact zeros: ONNX runtimes
-    multiply them. The metadata hold the spec, and as JSON, where the checkpoint records them, the names of the
-    classes (``classes``) and the preprocessing of inputs (``preprocessing``).
+    multiply them. The metadata hold the spec, and as JSON, where the checkpoint records them, the names of
+    the classes (``classes``) and the preprocessing of inputs (``preprocessing``).
 
     Args:
         trained: a checkpoint directory, or the checkpoint loaded from one; or a spec and every weight by its
@@ -76,17 +76,14 @@ def export(
     preprocessing = preprocessing_of(saved.spec, saved.record)
     if raw and preprocessing is None:
         raise CheckpointError(
-            f"{file}: the checkpoint does not record how raw inputs are normalised; export it without raw inputs"
+            f"{file}: the checkpoint does not record how raw inputs are normalised; leave raw out"
         )
     how = aggregation or aggregation_of(saved.spec, saved.record)
     made = model(saved.spec, saved.values, how, preprocessing if raw else None)
-    about = {
-        "classes": classes_of(saved.record),
-        "preprocessing": preprocessing and preprocessing.model_dump(),
-    }
-    for key, value in about.items():
-        if value is not None:
-            made.metadata_props.add(key=key, value=json.dumps(value))
+    if (classes := classes_of(saved.record)) is not None:
+        made.metadata_props.add(key="classes", value=json.dumps(classes))
+    if preprocessing is not None:
+        made.metadata_props.add(key="preprocessing", value=preprocessing.model_dump_json())
     path = Path(file)
     try:
         if made.ByteSize() > LARGEST_BYTES:

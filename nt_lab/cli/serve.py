@@ -49,8 +49,8 @@ def export(
         typer.Option(
             "--raw",
             help=(
-                "For onnx: take raw inputs, uint8 images or vectors in their units, and normalise them in the "
-                "graph. A packed file takes both without it."
+                "For onnx: take raw inputs, uint8 images or vectors in their units, and normalise them in "
+                "the graph. A packed file takes both without it."
             ),
         ),
     ] = False,

@@ -90,10 +90,8 @@ def to_onnx(run: Path, file: Path, *, raw: bool = False) -> Exported:
         inputs = examples(saved.spec, batch)
         if raw and engine.preprocessing is not None:
             inputs = raw_examples(engine.preprocessing, batch)
-        truth, found = (
-            engine.heads(engine.prepare(inputs) if raw else inputs),
-            session.run(["heads"], {"input": inputs})[0],
-        )
+        truth = engine.heads(engine.prepare(inputs) if raw else inputs)
+        found = session.run(["heads"], {"input": inputs})[0]
         worst = max(worst, float(np.abs(found - truth).max() / max(np.abs(truth).max(), 1e-30)))
     version = f"ONNX Runtime {onnxruntime.__version__}"
     if not worst < 1e-3:

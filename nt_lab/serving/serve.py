@@ -328,10 +328,9 @@ def raw_examples(preprocessing: Preprocessing, count: int, seed: int = 0) -> NDA
     shape = (count, *preprocessing.shape)
     if preprocessing.units == "bytes":
         return rng.integers(256, size=shape, dtype=np.uint8)
-    mean, std = (
-        np.array(each) for each in (preprocessing.normalisation.mean, preprocessing.normalisation.std)
-    )
-    return (rng.standard_normal(shape) * std + mean).astype(np.float32)
+    normalisation = preprocessing.normalisation
+    vectors: NDArray[Any] = rng.standard_normal(shape) * np.array(normalisation.std) + normalisation.mean
+    return vectors.astype(np.float32)
 
 
 def _measure(

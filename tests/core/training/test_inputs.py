@@ -105,10 +105,10 @@ def test_records_are_checked_because_files_come_from_strangers() -> None:
     assert (found.shape, found.units) == ((3, 8, 8), "bytes")
     assert preprocessing_of(flat, older) is None
     for wrong in (told, [1], {**told, "normalisation": {"mean": [0] * 3, "std": [0] * 3}}, {"shape": [3]}):
-        with pytest.raises(CheckpointError, match="record: data.preprocessing"):
+        with pytest.raises(CheckpointError, match=r"record: data\.preprocessing"):
             preprocessing_of(spec, {"data": {"preprocessing": wrong}})
     for names in (["a", "a"], [1], "ab", {"a": 1}):
-        with pytest.raises(CheckpointError, match="record: data.classes: expected distinct names"):
+        with pytest.raises(CheckpointError, match=r"record: data\.classes: expected distinct names"):
             classes_of({"data": {"classes": names}})
     assert classes_of({"data": 3}) is None
     with pytest.raises(SpecError, match="mean and std of 3 channels"):
