@@ -2,7 +2,7 @@
 
 from nt_core.topology import Update
 from nt_core.training import Trained
-from nt_keras.checkpoint import checkpoint, load, restore, save
+from nt_keras.checkpoint import checkpoint, load, restore, save, save_run
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.evaluate import evaluate, predict
 from nt_keras.network.losses import Disagreement, EnsembleAccuracy, ensemble_loss
@@ -29,6 +29,7 @@ __all__ = [
     "restore",
     "saliency_gradients",
     "save",
+    "save_run",
     "sparse",
     "train",
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from nt_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nt_core.masks import Mask
+from nt_core.metrics import Metrics
+from nt_core.runs import versions, write_run
+from nt_core.training import Preprocessing, Trained, Training
 from nt_keras.compile import Ensemble, fill
 from nt_keras.engines.devices import on_device
 
@@ -57,6 +62,87 @@ def save(folder: str | Path, model: Ensemble, record: Mapping[str, Any] | None =
     """
     saved = checkpoint(model, record)
     save_checkpoint(folder, saved)
+
+
+def save_run(
+    folder: str | Path,
+    model: Ensemble | Trained[Any],
+    *,
+    metrics: Metrics | Mapping[str, Any] | None = None,
+    data: Any = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    name: str | None = None,
+    training: Training | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    examples: int | None = None,
+    seconds: float | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model that a loop of one's own trained as a run, for every command of ``nt`` that takes one.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone.
+        model: compiled by ``nt_keras.compile``; or what ``train`` returned, which knows its metrics,
+            steps, examples and seconds.
+        metrics: on the test set, as ``evaluate`` returns them.
+        data: what the model was trained on, from which ``nt evaluate`` loads the test split: what
+            ``nt_lab.data.load`` returned, which knows classes and preprocessing; or a
+            :class:`nt_core.training.Data`, its fields, or the name of a source.
+        classes: names of the classes, in the order of the outputs; None: those in ``data``.
+        preprocessing: of raw examples, without which others' examples cannot be evaluated; None: that in
+            ``data``.
+        name: of the run in tables; None: the folder's.
+        training: the recipe, as far as it was one.
+        seed: of the training.
+        steps: optimiser steps taken.
+        examples: training examples seen, from which tables tell the FLOPs of the training.
+        seconds: of training.
+        history: a record for each epoch, in order, its metrics say; see :func:`nt_core.runs.write_run`.
+        record: further plain values to keep with it.
+        overwrite: whether an earlier run in the folder may be replaced.
+
+    Raises:
+        DataError: there are no metrics, or something that is told is of another kind.
+        CheckpointError: as :func:`save`.
+        NeuroTrailsError: the folder holds a run already, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import nt_core, nt_models, nt_keras
+        >>> from nt_core.runs import FILES
+        >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
+        >>> model = nt_keras.compile(spec)
+        >>> test = np.zeros((4, 8), np.float32), np.zeros(4, int)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_run(folder, model, metrics=nt_keras.evaluate(model, test), classes=["a", "b", "c"])
+        ...     sorted(path.name for path in Path(folder).iterdir()) == sorted(FILES)
+        True
+    """
+    own: Ensemble = model.model if isinstance(model, Trained) else model
+    saved = checkpoint(own, record)
+    where = {"backend": "keras", "engine": keras.backend.backend(), "versions": versions(keras)}
+    write_run(
+        folder,
+        saved,
+        trained=model if isinstance(model, Trained) else None,
+        metrics=metrics,
+        data=data,
+        classes=classes,
+        preprocessing=preprocessing,
+        name=name,
+        training=training,
+        seed=seed,
+        steps=steps,
+        examples=examples,
+        seconds=seconds,
+        history=history,
+        where=where,
+        overwrite=overwrite,
+    )
 
 
 def load(folder: str | Path, *, device: str | None = "cpu") -> Ensemble:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nt_core import Tokens
 from nt_core.metrics import Aggregation, Metrics, evaluation_batch_size
-from nt_core.training import Batches
+from nt_keras.batches import as_batches
 from nt_keras.compile import Ensemble
 from nt_keras.engines.layouts import batch_to_keras
 
@@ -37,21 +37,22 @@ def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> 
 
 
 def evaluate(
-    model: Ensemble, data: Batches, *, batch_size: int | None = None, aggregation: Aggregation | None = None
+    model: Ensemble, data: Any, *, batch_size: int | None = None, aggregation: Aggregation | None = None
 ) -> Metrics:
     """Evaluate a model on a dataset.
 
     Args:
         model: of ``nt_keras.compile``.
-        data: a test set.
+        data: a test set, of any kind that ``train`` takes.
         batch_size: number of examples at a time; None: a number that keeps the logits small.
         aggregation: a fitted aggregation, say; None: the mean that the spec names.
     """
     spec = model.spec
     size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)
+    test = as_batches(data, spec, where="test")
 
     def batches() -> Iterator[Metrics]:
-        for inputs, labels in data.epoch(0, size):
+        for inputs, labels in test.epoch(0, size):
             yield Metrics.of(_logits(model, inputs), labels, aggregation or spec.mean)
 
     return Metrics.sum(batches())

@@ -2,7 +2,7 @@
 
 from nt_core.topology import Update
 from nt_core.training import Trained
-from nt_torch.checkpoint import checkpoint, load, restore, save
+from nt_torch.checkpoint import checkpoint, load, restore, save, save_run
 from nt_torch.compile import compile  # noqa: A004
 from nt_torch.evaluate import evaluate, predict
 from nt_torch.network.execution import Execution
@@ -34,6 +34,7 @@ __all__ = [
     "restore",
     "saliency_gradients",
     "save",
+    "save_run",
     "shard",
     "train",
 ]

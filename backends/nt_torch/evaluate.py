@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nt_core import Tokens
 from nt_core.metrics import Aggregation, Metrics, evaluation_batch_size
-from nt_core.training import Batches
+from nt_torch.batches import as_batches
 from nt_torch.network.model import as_numpy, unwrap
 
 
@@ -38,21 +38,22 @@ def predict(model: nn.Module, inputs: NDArray[Any] | Tensor, *, batch_size: int 
 
 
 def evaluate(
-    model: nn.Module, data: Batches, *, batch_size: int | None = None, aggregation: Aggregation | None = None
+    model: nn.Module, data: Any, *, batch_size: int | None = None, aggregation: Aggregation | None = None
 ) -> Metrics:
     """Evaluate a model on a dataset.
 
     Args:
         model: of ``nt_torch.compile``, perhaps wrapped.
-        data: a test set.
+        data: a test set, of any kind that ``train`` takes.
         batch_size: number of examples at a time; None: a number that keeps the logits small.
         aggregation: a fitted aggregation, say; None: the mean that the spec names.
     """
     spec = unwrap(model).spec
     size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)
+    test = as_batches(data, spec, where="test")
 
     def batches() -> Iterator[Metrics]:
-        for inputs, labels in data.epoch(0, size):
+        for inputs, labels in test.epoch(0, size):
             yield Metrics.of(_logits(model, torch.from_numpy(inputs)), labels, aggregation or spec.mean)
 
     return Metrics.sum(batches())

@@ -4,6 +4,16 @@ Input: fields of a spec file. Output: values that every backend's trainer reads,
 batches. This room imports ``metrics``, ``structure``, and the ground.
 """
 
+from nt_core.training.arrays import (
+    IGNORED,
+    Arrays,
+    Reads,
+    Rebatched,
+    as_array,
+    epoch_order,
+    in_memory,
+    is_batches,
+)
 from nt_core.training.batches import Trainable, trainable
 from nt_core.training.inputs import Normalisation, Preprocessing
 from nt_core.training.plan import AnyPlan, ExploreRefine, OneRun, Phase, Ratio, Timeline, longest_of
@@ -25,11 +35,13 @@ from nt_core.training.recipe import (
 )
 
 __all__ = [
+    "IGNORED",
     "SGD",
     "Adam",
     "AdamW",
     "AnyOptimizer",
     "AnyPlan",
+    "Arrays",
     "Batches",
     "Data",
     "ExploreRefine",
@@ -39,6 +51,8 @@ __all__ = [
     "Phase",
     "Preprocessing",
     "Ratio",
+    "Reads",
+    "Rebatched",
     "Report",
     "Share",
     "Text",
@@ -46,7 +60,11 @@ __all__ = [
     "Trainable",
     "Trained",
     "Training",
+    "as_array",
+    "epoch_order",
     "first_examples",
+    "in_memory",
+    "is_batches",
     "longest_of",
     "member_batches",
     "trainable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,9 +120,14 @@ def compare(
         return
     screen = console.screen()
     screen.print(tables.compare_table(rows))
-    sources = list(dict.fromkeys(record["run"]["data"]["source"] for record in records))
+    sources = list(dict.fromkeys(map(_source, records)))
     if len(sources) > 1:
         console.say(screen, f"The runs were tested on different data: {', '.join(sources)}.", wrap=True)
+
+
+def _source(record: Mapping[str, Any]) -> str:
+    """Return the source of a run's data, which a run of somebody's own loop need not know."""
+    return record.get("data", {}).get("source", record["run"]["data"]["source"]) or "unknown"
 
 
 def sweep(

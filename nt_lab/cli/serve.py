@@ -44,12 +44,28 @@ def export(
             min=1, help="Usual batch size at inference, for a packed file, which takes any; 16 by default."
         ),
     ] = 16,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help=(
+                "For onnx: take raw inputs, uint8 images or vectors in their units, and normalise them in "
+                "the graph. A packed file takes both without it."
+            ),
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a trained ensemble into one file, to serve it elsewhere."""
+    from nt_core.errors import NeuroTrailsError
     from nt_lab.serving import exports
 
-    found = exports.to_cpu(run, file, batch=batch) if to == Target.cpu else exports.to_onnx(run, file)
+    if to == Target.cpu:
+        if raw:
+            raise NeuroTrailsError("--raw: a packed file takes raw inputs without it; leave it out")
+        found = exports.to_cpu(run, file, batch=batch)
+    else:
+        found = exports.to_onnx(run, file, raw=raw)
     if as_json:
         console.print_json(found.to_dict())
         return

@@ -6,25 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nt_core.random import Random
+from nt_core.training import epoch_order as epoch_order
 
 Item = TypeVar("Item")
 _DRAWS: Final = 4096  # random numbers made at a time
-
-
-def epoch_order(count: int, seed: int | None, epoch: int) -> NDArray[np.int64]:
-    """Return the rows (count,) in an epoch's order; without a seed in ascending order, for tests.
-
-    Example:
-        >>> epoch_order(4, None, 1), sorted(epoch_order(4, 0, 1).tolist())
-        (array([0, 1, 2, 3]), [0, 1, 2, 3])
-    """
-    if seed is None:
-        return np.arange(count)
-    stream = Random(seed).at(weight="data", step=epoch, purpose="shuffle")
-    return np.argsort(stream.uniform(slice(0, count)), kind="stable")
 
 
 def buffered(items: Iterable[Item], size: int, seed: int, epoch: int) -> Iterator[Item]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nt_core.errors import CheckpointError, DataError
 from nt_core.graph import BlockGraph, Features, Tokens
 from nt_core.random import Random
+from nt_core.runs import TrainedOn
 from nt_core.training import Batches, Data, Normalisation, Preprocessing
 from nt_core.values import Shape
 from nt_lab.data.advice import described, spaced
@@ -84,6 +85,7 @@ class Split:
             None: no examples are held out.
         classes: names of the classes, in the order of labels; None: classes are numbers, or tokens.
         preprocessing: of raw examples, for whoever serves the model; None for text.
+        data: the settings that were loaded.
     """
 
     train: Batches
@@ -92,6 +94,12 @@ class Split:
     held_out: Batches | None = None
     classes: Names = None
     preprocessing: Preprocessing | None = None
+    data: Data | None = None
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What a record of a training on this data tells, for ``save_run`` of either backend."""
+        return TrainedOn(data=self.data, classes=self.classes, preprocessing=self.preprocessing)
 
 
 def load(
@@ -131,7 +139,7 @@ def load(
                 "aggregation: fitted is for images and vectors, but the graph reads tokens; use mean_prob"
             )
         text, tests = load_text(data, graph, seed, stream_epoch)
-        return Split(train=text, test=tests, normalisation=None)
+        return Split(train=text, test=tests, normalisation=None, data=data)
     splits = _open_examples(data, "train", "test")
     train = _examples(splits, data, graph, "train", normalisation)
     test = _examples(splits, data, graph, "test", train.normalisation, train.classes)
@@ -146,6 +154,7 @@ def load(
         held_out=rest,
         classes=train.classes,
         preprocessing=_preprocessing(train, data),
+        data=data,
     )
 
 
@@ -221,6 +230,11 @@ def load_test(
     if isinstance(graph.input, Tokens):
         _expect_text(data)
         return load_test_text(data, graph)
+    if normalisation is None:
+        raise DataError(
+            f"data {data.source!r}: the model's record does not say how inputs are normalised; save it with "
+            "save_run(…, preprocessing=…), or with data=, what nt_lab.data.load returned"
+        )
     matched = not own or classes is not None
     splits, where = _open_examples(data, "test"), _where(data, "test")
     test = _examples(splits, data, graph, "test", normalisation, classes, matched=matched)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core.checkpoint import aggregation_of, classes_of
+from nt_core.errors import DataError
 from nt_core.metrics import Aggregation, Fitted, Metrics, aggregate, evaluation_batch_size, fit
 from nt_core.spec import EnsembleSpec, FittedAverage
 from nt_core.training import Batches, Data
@@ -90,6 +91,8 @@ class OpenRun:
         Raises:
             DataError: the data does not fit, or has classes that the run does not know.
         """
+        if "source" not in changes and self.record["data"].get("source", "") is None:
+            raise DataError("the run's record does not say what it was trained on; give a source with --data")
         data = self.data.elsewhere(changes.get("source", self.data.source))
         settings = Data(**{**data.model_dump(), **changes})
         return load_test(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nt_core.checkpoint import CONFIG, TENSORS, Checkpoint, read_config, save_checkpoint
+from nt_core.checkpoint import CONFIG, Checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.files import (
     ParseError,
@@ -25,12 +25,10 @@ from nt_core.files import (
     write_out,
 )
 from nt_core.metrics import RECORDED
+from nt_core.runs import FILES as FILES
+from nt_core.runs import HISTORY as HISTORY
+from nt_core.runs import SPEC as SPEC
 from nt_core.spec import RunSpec
-
-HISTORY: Final = "history.jsonl"
-SPEC: Final = "spec.yaml"
-FILES: Final = (CONFIG, TENSORS, HISTORY, SPEC)
-"""Files of a run folder; any other file in it is left alone."""
 
 MOST_HISTORY_BYTES: Final = 256 << 20
 """Largest size of a history: about that of a million epochs."""

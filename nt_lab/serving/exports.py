@@ -61,7 +61,7 @@ def to_cpu(run: Path, file: Path, *, batch: int) -> Exported:
     return Exported(file=str(file), bytes=file.stat().st_size, checked="nt_cpu")
 
 
-def to_onnx(run: Path, file: Path) -> Exported:
+def to_onnx(run: Path, file: Path, *, raw: bool = False) -> Exported:
     """Write a run as ONNX, and run it in ONNX Runtime if that is installed; see :func:`nt_onnx.export`.
 
     Raises:
@@ -73,7 +73,7 @@ def to_onnx(run: Path, file: Path) -> Exported:
     import nt_onnx
 
     saved = load_checkpoint(run)
-    nt_onnx.export(saved, file)
+    nt_onnx.export(saved, file, raw=raw)
     beside = file.with_name(f"{file.name}.data")
     size = file.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
     if not installed("onnxruntime"):
@@ -81,14 +81,17 @@ def to_onnx(run: Path, file: Path) -> Exported:
     import onnxruntime
 
     import nt_cpu
-    from nt_lab.serving.serve import examples
+    from nt_lab.serving.serve import examples, raw_examples
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     engine = nt_cpu.compile(saved)
     worst = 0.0
     for batch in (1, 3):
         inputs = examples(saved.spec, batch)
-        truth, found = engine.heads(inputs), session.run(["heads"], {"input": inputs})[0]
+        if raw and engine.preprocessing is not None:
+            inputs = raw_examples(engine.preprocessing, batch)
+        truth = engine.heads(engine.prepare(inputs) if raw else inputs)
+        found = session.run(["heads"], {"input": inputs})[0]
         worst = max(worst, float(np.abs(found - truth).max() / max(np.abs(truth).max(), 1e-30)))
     version = f"ONNX Runtime {onnxruntime.__version__}"
     if not worst < 1e-3:

@@ -19,7 +19,7 @@ from nt_core.graph import Tokens
 from nt_core.metrics import Metrics, evaluation_batch_size
 from nt_core.spec import EnsembleSpec
 from nt_core.topology import initial_masks, initial_values
-from nt_core.training import Batches
+from nt_core.training import Batches, Preprocessing
 from nt_cpu.native import peak_flops
 from nt_cpu.packed import is_packed
 from nt_lab.data import load_test, spaced, trained_on
@@ -320,6 +320,17 @@ def examples(spec: EnsembleSpec, count: int, seed: int = 0) -> NDArray[Any]:
     if isinstance(spec.graph.input, Tokens):
         return rng.integers(spec.graph.input.vocabulary, size=shape)
     return rng.standard_normal(shape, dtype=np.float32)
+
+
+def raw_examples(preprocessing: Preprocessing, count: int, seed: int = 0) -> NDArray[Any]:
+    """Return random raw inputs (count, …): pixels, or vectors in the units of the training data."""
+    rng = np.random.default_rng(seed)
+    shape = (count, *preprocessing.shape)
+    if preprocessing.units == "bytes":
+        return rng.integers(256, size=shape, dtype=np.uint8)
+    normalisation = preprocessing.normalisation
+    vectors: NDArray[Any] = rng.standard_normal(shape) * np.array(normalisation.std) + normalisation.mean
+    return vectors.astype(np.float32)
 
 
 def _measure(

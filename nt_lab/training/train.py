@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import nt_core
-from nt_core.checkpoint import Checkpoint
-from nt_core.cost import cost
 from nt_core.files import plain, read_json, to_json, write_atomically
 from nt_core.metrics import Metrics
+from nt_core.runs import figures
 from nt_core.spec import EnsembleSpec, FittedAverage, RunSpec
 from nt_core.states import States
 from nt_core.training import Report, Trained
@@ -145,8 +144,9 @@ def train(
             )
             saved = chosen.checkpoint(trained.model)
             fitted, metrics = _fitted(spec, chosen, trained, split)
-            figures = _figures(spec, saved)
-            record = _record(run, split, trained, metrics, figures, _where(chosen, start)) | fitted
+            record = (
+                _record(run, split, trained, metrics, figures(spec, saved), _where(chosen, start)) | fitted
+            )
             unfinished.save(replace(saved, record=record))
         return record
 
@@ -210,21 +210,12 @@ def _stream_epoch(run: RunSpec) -> int | None:
     return None if steps is None else math.ceil(steps / STREAM_EPOCHS) * run.training.batch_size
 
 
-def _figures(spec: EnsembleSpec, saved: Checkpoint) -> dict[str, Any]:
-    """Return the cost of the trained ensemble by its final masks."""
-    counts = {placed.name: placed.weight.size for placed in spec.layout.sparsifiable}
-    counts |= {name: mask.count for name, mask in saved.masks.items()}
-    figures = cost(spec, counts).to_dict()
-    del figures["layers"]
-    return figures
-
-
 def _record(
     run: RunSpec,
     split: Split,
     trained: Trained[Any],
     metrics: Metrics,
-    figures: Mapping[str, Any],
+    cost: Mapping[str, Any],
     where: Mapping[str, Any],
 ) -> dict[str, Any]:
     endless, normalisation = isinstance(split.train, Stream), split.normalisation
@@ -238,7 +229,7 @@ def _record(
         "examples": trained.examples,
         "seconds": trained.seconds,
         "metrics": metrics.to_record(),
-        "cost": figures,
+        "cost": cost,
         "data": {
             "source": run.data.source,
             "unit": "examples" if normalisation else "tokens",

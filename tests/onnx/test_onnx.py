@@ -9,12 +9,13 @@ import pytest
 
 import nt_models
 import nt_onnx
-from nt_core import CheckpointError, EnsembleSpec, MultiHead, Tokens
+from nt_core import MIMO, CheckpointError, EnsembleSpec, MultiHead, Tokens
 from nt_core.checkpoint import Checkpoint, save_checkpoint
 from nt_core.graph.ops import OPS
 from nt_core.metrics import Fitted, aggregate
 from nt_core.reference import forward
 from nt_core.testing import model_cases, op_cases, random_values
+from nt_core.training import Normalisation, Preprocessing
 from nt_models.tiny import TINY
 from nt_onnx.lowering import LOWERINGS
 
@@ -110,3 +111,48 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     spec = EnsembleSpec(graph=MLP)
     with pytest.raises(CheckpointError, match="cannot be written"):
         exported(spec, tmp_path / "absent" / "model.onnx")
+
+
+@pytest.mark.parametrize("structure", [MultiHead(split=1, heads=2), MIMO(count=2)])
+def test_raw_images_are_normalised_in_the_graph(structure, tmp_path):
+    graph = nt_models.wide_resnet(depth=10, width=1, classes=3, size=8, channels=3)
+    spec = EnsembleSpec(graph=graph, structure=structure)
+    pixels = Preprocessing.of_images((3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), scale=1 / 255)
+    record = {"data": {"classes": ["a", "b", "[c]"], "preprocessing": pixels.model_dump(mode="json")}}
+    values = {name: value.astype(np.float32) for name, value in random_values(spec.layout, 1).items()}
+    saved = Checkpoint(spec=spec, values=values, masks={}, record=record)
+    nt_onnx.export(saved, tmp_path / "plain.onnx")
+    nt_onnx.export(saved, tmp_path / "raw.onnx", raw=True)
+    plain, raw = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("plain", "raw")
+    )
+    assert raw.get_inputs()[0].type == "tensor(uint8)"
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    (found,), (wanted,) = (
+        session.run(["mean"], {"input": given})
+        for session, given in ((raw, images), (plain, pixels.inputs(images, (3, 8, 8))))
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    for session in (plain, raw):
+        about = session.get_modelmeta().custom_metadata_map
+        assert json.loads(about["classes"]) == ["a", "b", "[c]"]
+        assert Preprocessing(**json.loads(about["preprocessing"])) == pixels
+
+
+def test_raw_vectors_and_flattened_images_too(tmp_path):
+    halves = {"mean": (1.0,) * 6, "std": (2.0,) * 6}
+    vectors = Preprocessing(units="values", shape=(6,), normalisation=Normalisation(**halves))
+    pixels = Preprocessing.of_images((1, 2, 3), mean=(100.0,), std=(50.0,))
+    spec = EnsembleSpec(graph=MLP)
+    values = {name: value.astype(np.float32) for name, value in random_values(spec.layout, 1).items()}
+    for number, way in enumerate((vectors, pixels)):
+        record = {"data": {"preprocessing": way.model_dump(mode="json")}}
+        file = tmp_path / f"{number}.onnx"
+        nt_onnx.export(Checkpoint(spec=spec, values=values, masks={}, record=record), file, raw=True)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        given = np.arange(12).reshape(2, *way.shape).astype(np.uint8 if way is pixels else np.float32)
+        truth = truth_of(spec, values, way.inputs(given, (6,)))
+        np.testing.assert_allclose(session.run(["heads"], {"input": given})[0], truth, atol=1e-4)
+    with pytest.raises(CheckpointError, match="does not record how raw inputs are normalised"):
+        nt_onnx.export((spec, values), tmp_path / "none.onnx", raw=True)

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -13,6 +14,7 @@ from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.states import States, identity
 from nt_core.training import Batches, Report, Trained, Training, first_examples, trainable
+from nt_keras.batches import as_batches, expect_repeatable
 from nt_keras.checkpoint import checkpoint, restore
 from nt_keras.compile import Ensemble, compile  # noqa: A004
 from nt_keras.engines.devices import has_accelerator, on_device
@@ -34,10 +36,10 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 def train(
     spec: EnsembleSpec,
     training: Training,
-    data: Batches,
+    data: Any,
     *,
     seed: int = 0,
-    test: Batches | None = None,
+    test: Any = None,
     device: str | None = None,
     trackers: Sequence[str] = (),
     folder: str | Path | None = None,
@@ -50,9 +52,10 @@ def train(
     Args:
         spec: the ensemble; its plan says how long.
         training: the recipe.
-        data: the training data.
+        data: the training data: (inputs, labels) as arrays or tensors, a ``TensorDataset``, a ``DataLoader``,
+            or another kind that :func:`nt_keras.batches.as_batches` lists.
         seed: keys initial values, masks, growth and dropout.
-        test: evaluated after each epoch, if given.
+        test: evaluated after each epoch, if given; of the same kinds.
         device: ``"cpu"``, ``"gpu:1"``, …; None: the one that Keras finds.
         trackers: ``"tensorboard"``, or none.
         folder: where trackers write.
@@ -71,6 +74,10 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
+    if states is not None:
+        expect_repeatable(data)
+    data = as_batches(data, spec, seed=seed)
+    test = None if test is None else as_batches(test, spec, where="test")
     classes = spec.graph.output_shape[-1]
     taken = trainable(data, training, spec.structure, spec.layout, classes=classes, report=report)
     spec.structure.expect_batch_size(training.batch_size // training.accumulation)

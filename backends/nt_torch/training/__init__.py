@@ -1,5 +1,5 @@
 """The training loop, with states, counts, loading of batches, and sharding among processes.
 
 Input: a spec, a recipe, and batches. Output: a finished training, or states from which to resume. This room
-imports ``processes``, ``network``, ``topology``, ``compile``, ``checkpoint``, and ``evaluate``.
+imports ``processes``, ``batches``, ``network``, ``topology``, ``compile``, ``checkpoint``, and ``evaluate``.
 """

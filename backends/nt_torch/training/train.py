@@ -23,6 +23,7 @@ from nt_core.metrics import Metrics
 from nt_core.random import Random
 from nt_core.states import State, States, identity
 from nt_core.training import Batches, Report, Share, Trained, Training, first_examples, trainable
+from nt_torch.batches import as_batches, expect_repeatable
 from nt_torch.checkpoint import checkpoint, restore
 from nt_torch.compile import compile  # noqa: A004
 from nt_torch.evaluate import evaluate
@@ -48,10 +49,10 @@ from nt_torch.training.steps import Steps
 def train(
     spec: EnsembleSpec,
     training: Training,
-    data: Batches,
+    data: Any,
     *,
     seed: int = 0,
-    test: Batches | None = None,
+    test: Any = None,
     device: str | None = None,
     trackers: Sequence[str] = (),
     folder: str | Path | None = None,
@@ -66,9 +67,10 @@ def train(
     Args:
         spec: the ensemble; its plan says how long.
         training: the recipe.
-        data: the training data.
+        data: the training data: (inputs, labels) as arrays or tensors, a ``TensorDataset``, a ``DataLoader``,
+            or another kind that :func:`nt_torch.batches.as_batches` lists.
         seed: keys initial values, masks, growth and dropout.
-        test: evaluated after each epoch, if given.
+        test: evaluated after each epoch, if given; of the same kinds.
         device: ``"cpu"``, ``"cuda:1"``, …; None: the one that accelerate finds.
         trackers: of accelerate, ``"tensorboard"`` say.
         folder: where trackers write.
@@ -92,6 +94,10 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
+    if states is not None:
+        expect_repeatable(data)
+    data = as_batches(data, spec, seed=seed)
+    test = None if test is None else as_batches(test, spec, where="test")
     with torch.random.fork_rng(), deterministic(training.deterministic), accelerate_alone():
         state = PartialState(cpu=device is not None and find_device(device).type == "cpu")
         finished: Members = {} if members is None else members

@@ -139,3 +139,9 @@ def test_what_cannot_be_predicted_is_refused_by_name(run, named, shots, tmp_path
     assert "data.resize=[8,8]" in said
     assert pictures.is_unlabelled("-")
     assert not pictures.is_unlabelled("digits")
+
+
+def test_an_onnx_file_takes_raw_images(named, run, tmp_path):
+    found = json.loads(nt("export", run, tmp_path / "raw.onnx", "--to", "onnx", "--raw", "--json").stdout)
+    assert found["differs"] < 1e-5
+    assert "leave it out" in panel(nt("export", run, tmp_path / "raw.nt", "--raw", code=2))
