@@ -24,7 +24,7 @@ from nt_core.errors import NotFiniteError
 from nt_core.metrics import Aggregation, aggregate
 from nt_core.reference import forward
 from nt_cpu.code import Program, batch_of, program
-from nt_cpu.inputs import examples, expect_counts
+from nt_cpu.inputs import examples, expect_counts, numbers
 from nt_cpu.native import NativeProgram, kernels
 from nt_cpu.network import network
 
@@ -238,12 +238,12 @@ class Engine:
         Raises:
             DataError: inputs are no real numbers, have another shape, or are tokens outside the vocabulary.
         """
-        if not isinstance(inputs, np.ndarray) and _are_images(inputs):
+        if isinstance(inputs, list | tuple) and _are_images(inputs):
             return np.concatenate([self.heads(each) for each in inputs], axis=1)
-        inputs = np.asarray(inputs)
-        if self.preprocessing is not None and inputs.dtype.kind in "iu":
-            inputs = self.prepare(inputs)
-        found = examples(inputs, self.spec.layout)
+        found = numbers(inputs)
+        if self.preprocessing is not None and found.dtype.kind in "iu":
+            found = self.prepare(found)
+        found = examples(found, self.spec.layout)
         if self._native is None:
             logits = forward(self.spec.layout, self._values, found).astype(np.float32, copy=False)
             logits[:, ~np.isfinite(found).all(axis=tuple(range(1, found.ndim)))] = np.nan

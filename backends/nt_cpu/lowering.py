@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,42 @@ def flip(source: str, before: Extent, output: str, extent: Extent) -> Operation:
     return move(
         source, output, extent, loops, (0, 0), ((1, 0), (0, 0), (0, 1)), (0, 0), ((0, 1), (0, 0), (1, 0))
     )
+
+
+def _by_last_axis(lowering: Lowering) -> Lowering:
+    """Extend a lowering on the last axis to images, whose width becomes the channels."""
+
+    def lower(call: Call) -> list[Operation]:
+        before, after = call.shapes[0], call.shapes[-1]
+        if len(before) < 3:
+            return lowering(call)
+        channels, height, width = before
+        rows, inside, result = channels * height, f"{call.output}: rows", f"{call.output}: result"
+        to_rows = move(
+            call.inputs[0],
+            inside,
+            Extent(width, rows, True),
+            (channels, height, width),
+            (0, 0),
+            ((1, 0), (0, width), (0, 1)),
+            (0, 0),
+            ((0, height), (0, 1), (1, 0)),
+        )
+        shapes = ((rows, width), (rows, after[2]))
+        of_rows = replace(call, inputs=(inside,), output=result, shapes=shapes)
+        back = move(
+            result,
+            call.output,
+            Extent.of(call.shapes[-1]),
+            (channels, height, after[2]),
+            (0, 0),
+            ((0, height), (0, 1), (1, 0)),
+            (0, 0),
+            ((1, 0), (0, after[2]), (0, 1)),
+        )
+        return [to_rows, *lowering(of_rows), back]
+
+    return lower
 
 
 def _conv(call: Call) -> list[Operation]:
@@ -226,13 +263,13 @@ def _average(call: Call) -> list[Operation]:
 
 LOWERINGS: Mapping[type[ops.Op], Lowering] = {
     ops.Conv2d: _conv,
-    ops.Linear: _linear,
+    ops.Linear: _by_last_axis(_linear),
     ops.Embedding: _embedding,
     ops.ClassToken: _class_token,
     ops.Positions: _positions,
     ops.BatchNorm: _batch_norm,
-    ops.LayerNorm: _norm,
-    ops.RMSNorm: _norm,
+    ops.LayerNorm: _by_last_axis(_norm),
+    ops.RMSNorm: _by_last_axis(_norm),
     ops.Activation: _activation,
     ops.MaxPool2d: _plain("max_pool"),
     ops.AvgPool2d: _plain("average_pool"),
