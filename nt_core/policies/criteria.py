@@ -52,11 +52,15 @@ class SoftMagnitude(Criterion):
     temperature: Annotated[float, Field(gt=0)] = 3.0
 
     def __call__(self, layer: Layer, where: slice, draws: Draws) -> Array:
-        size = abs(layer.weights[where]).astype(np.float64)
-        moved = size != 0
-        likely = self.temperature * np.log(size, where=moved, out=size) + draws.gumbel(where)
-        below = self.temperature * SMALLEST_LOG + LEAST_GUMBEL
-        return np.where(moved, likely, below * (1 + draws.uniform(where)))
+        score = abs(layer.weights[where]).astype(np.float64)
+        unmoved = score == 0
+        np.log(score, where=~unmoved, out=score)
+        score *= self.temperature
+        score += draws.gumbel(where)
+        if unmoved.any():
+            below = self.temperature * SMALLEST_LOG + LEAST_GUMBEL
+            score[unmoved] = below * (1 + draws.uniform(where)[unmoved])
+        return score
 
 
 class Gradient(Criterion):
