@@ -34,15 +34,11 @@ def expect_counts(*, threads: int = 1, batch: int = 1) -> None:
         raise DataError(f"threads: expected at most {MOST_THREADS}, found {threads}")
 
 
-def examples(inputs: Any, layout: Layout) -> NDArray[Any]:
-    """Return a batch of examples as an array. (N, *input shape) → the same.
-
-    Args:
-        inputs: an array of real numbers, or what NumPy makes one of.
-        layout: of the ensemble.
+def numbers(inputs: Any) -> NDArray[Any]:
+    """Return what a call is given as an array of real numbers, of any dtype.
 
     Raises:
-        DataError: inputs are no real numbers, have another shape, or are tokens outside the vocabulary.
+        DataError: NumPy makes no array of it, or one of something else, or there is a mask.
     """
     if isinstance(inputs, np.ma.MaskedArray):
         raise DataError("input: found a masked array, whose mask would be ignored; fill it: x.filled(value)")
@@ -52,7 +48,20 @@ def examples(inputs: Any, layout: Layout) -> NDArray[Any]:
         raise DataError(f"input: NumPy makes no array of it: {error}") from None
     if found.dtype.kind not in "fiub":
         raise DataError(f"input: expected real numbers, found dtype {found.dtype}")
-    expected = layout.input_shape
+    return found
+
+
+def examples(inputs: Any, layout: Layout) -> NDArray[Any]:
+    """Return a batch of examples as an array. (N, *input shape) → the same.
+
+    Args:
+        inputs: as for :func:`numbers`.
+        layout: of the ensemble.
+
+    Raises:
+        DataError: inputs are no real numbers, have another shape, or are tokens outside the vocabulary.
+    """
+    found, expected = numbers(inputs), layout.input_shape
     if found.shape[1:] != expected or not found.ndim:
         raise DataError(
             f"input: expected shape (batch, {', '.join(map(str, expected))}), found {found.shape}; "
