@@ -137,10 +137,12 @@ def describe(
         about = {"name": run.name, "spec": run.to_dict(), "flops_training": whole}
         console.print_json({**about, **figures.to_dict()})
         return
+    from rich.text import Text
+
     from nt_lab import tables
 
     screen = console.screen()
-    screen.print(f"[bold]{run.name}[/]: {_choices(run)}")
+    screen.print(Text.assemble((run.name, "bold"), f": {_choices(run)}"))
     layout = ensemble.result.layout
     for line in tables.split_lines(figures, layout):
         screen.print(line, highlight=False)
