@@ -16,13 +16,16 @@ PLAIN_WIDTH: Final = 110
 
 
 def screen(*, stderr: bool = False) -> Console:
-    """Return the console for tables (stdout) or for messages (stderr)."""
+    """Return the console for tables (stdout) or for messages (stderr).
+
+    Brackets and colons in names are no markup there.
+    """
     from rich.console import Console
 
-    found = Console(stderr=stderr)
+    found = Console(stderr=stderr, markup=False, emoji=False)
     if found.is_terminal or "COLUMNS" in os.environ:
         return found
-    return Console(stderr=stderr, width=PLAIN_WIDTH)
+    return Console(stderr=stderr, markup=False, emoji=False, width=PLAIN_WIDTH)
 
 
 class Lasting:

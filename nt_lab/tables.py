@@ -57,10 +57,9 @@ def _layer_cells(layer: LayerCost, cost: Cost) -> Iterator[str | Text]:
     yield from _figures([layer], cost)
 
 
-def _sum_cells(title: str, layers: Sequence[LayerCost], cost: Cost) -> Iterator[str | Text]:
-    yield Text(title, style="bold")
-    yield ""
-    yield from (f"[bold]{text}" for text in _figures(layers, cost))
+def _sum_cells(title: str, layers: Sequence[LayerCost], cost: Cost) -> Iterator[Text]:
+    for text in (title, "", *_figures(layers, cost)):
+        yield Text(text, style="bold")
 
 
 def _figures(layers: Iterable[LayerCost], cost: Cost) -> Iterator[str]:

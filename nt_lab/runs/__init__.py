@@ -1,4 +1,4 @@
-"""Runs: the folder that a training leaves, the backend that computes, signals, processes, and progress.
+"""Runs: the folder that a training leaves and its lock, the backend that computes, signals, and progress.
 
 In go names and records, out come chosen backends, specs, and folders that are complete or can be continued.
 This room imports no other.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nt_core.checkpoint import CONFIG, Checkpoint, load_checkpoint, read_config, save_checkpoint
+from nt_core.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from nt_core.errors import CheckpointError, NeuroTrailsError
 from nt_core.files import plain
 from nt_core.spec import EnsembleSpec, RunSpec, read_spec
@@ -157,11 +157,18 @@ def begun(
         execution: options to resume with; None: the options of the unfinished run.
 
     Raises:
-        NeuroTrailsError: the folder holds no run, or a complete one.
+        NeuroTrailsError: the folder holds no run, or a complete one, or another process trains into it.
     """
-    if rank() == 0 and os.path.exists(folder / UNFINISHED / CONFIG):
-        with locked(folder):
-            RunFolder(folder).finish()
+    if rank() > 0 or not os.path.isdir(folder / UNFINISHED):
+        return _begun(folder, backend, engine, execution)
+    with locked(folder):  # because whoever reads states clears remains of writes away
+        RunFolder(folder).finish()
+        return _begun(folder, backend, engine, execution)
+
+
+def _begun(
+    folder: Path, backend: str | None, engine: str | None, execution: Mapping[str, Any] | None
+) -> tuple[RunSpec, str | None, str | None, Mapping[str, Any] | None]:
     unfinished, complete = RunFolder(folder / UNFINISHED), RunFolder(folder).is_complete
     if not os.path.isfile(unfinished.path / SPEC):
         raise NeuroTrailsError(

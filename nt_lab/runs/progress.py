@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from nt_core.metrics import FIGURES
 from nt_core.training import Report
@@ -48,15 +56,24 @@ def progress(console: Console, name: str, figure: str = "accuracy") -> Iterator[
     if not console.is_terminal:
         yield Lines(console, name, figure)
         return
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[epoch]}{task.fields[figures]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*_columns(), console=console, transient=True, expand=True) as bars:
         yield Bar(bars, name, figure)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    """Return a bar's columns; where a terminal is narrow, the name and the figures are cut, but no count."""
+    return (
+        _text("{task.description}", style="bold", ratio=1, min_width=6),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+        _text("{task.fields[epoch]}{task.fields[figures]}", ratio=6),
+    )
+
+
+def _text(text: str, style: str = "none", **options: Any) -> TextColumn:
+    column = Column(no_wrap=True, overflow="ellipsis", **options)
+    return TextColumn(text, style=style, markup=False, table_column=column)
 
 
 class Bar:

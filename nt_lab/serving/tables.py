@@ -42,21 +42,22 @@ def bench_table(found: Sequence[Measured]) -> Table:
     for name in ("mean ms", "median", "p95", "examples/s", "FLOPs", "of peak", "× nt_cpu", "agrees"):
         table.add_column(name, justify="right", no_wrap=True)
     for batch, lines in groupby(found, key=lambda line: line.latency.batch):
-        table.add_row(f"[bold]batch {batch}")
+        table.add_row(Text(f"batch {batch}", style="bold"))
         for line in lines:
             table.add_row(*_cells(line))
         table.add_section()
     return table
 
 
-def _cells(line: Measured) -> Iterator[str]:
+def _cells(line: Measured) -> Iterator[str | Text]:
     yield f"  {line.runtime}"
     yield from (f"{getattr(line.latency, name) * 1e3:.3g}" for name in ("mean", "median", "p95"))
     yield f"{line.latency.throughput:,.4g}"
     yield si(line.flops)
     yield "" if line.share_of_peak is None else f"{line.share_of_peak:.0%}"
     yield f"{line.times_slower:.2f}"
-    yield "" if line.differs is None else ("yes" if line.agrees else f"[red]no: {line.differs:.1e}")
+    good = line.differs is None or line.agrees
+    yield ("yes" if line.agrees else "") if good else Text(f"no: {line.differs:.1e}", style="red")
 
 
 def bench_notes(found: Sequence[Measured], threads: int) -> Iterator[str]:

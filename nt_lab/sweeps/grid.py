@@ -26,6 +26,9 @@ FIELDS: Final[Mapping[str, str]] = {
 }
 """Short names of fields; ``heads`` is missing, because its path depends on the structure."""
 
+LONGEST_NAME: Final = 200
+"""Most bytes of a run's name, which is its folder's."""
+
 HEADS: Final = "heads"
 COUNTS: Final = ("heads", "count")
 """Names of the field that holds a structure's number of members."""
@@ -160,7 +163,7 @@ def _job(
     preset: str | None,
 ) -> Job:
     point = {axis.field: value for axis, value in zip(axes, values, strict=True)}
-    name = ",".join(f"{field}={_as_name(value)}" for field, value in {**point, "seed": seed}.items())
+    name = _short(",".join(f"{field}={_as_name(value)}" for field, value in {**point, "seed": seed}.items()))
     changes = [f"{axis.path}={json.dumps(value)}" for axis, value in zip(axes, values, strict=True)]
     try:
         run = read_to_train(
@@ -179,3 +182,11 @@ def _as_name(value: Any) -> str:
     if plain == text:
         return text
     return f"{plain[:40]}-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
+
+
+def _short(name: str) -> str:
+    """Return a name that can be a folder's, whose end is a digest if it is longer than file systems allow."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[: LONGEST_NAME - 17].decode(errors="ignore")
+    return f"{kept}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"

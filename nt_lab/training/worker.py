@@ -80,21 +80,23 @@ def main() -> None:
     from nt_lab import console
 
     console.quiet_libraries()
-    from nt_lab.runs import backends
+    from nt_lab.runs import backends, signals
     from nt_lab.training import train
 
     job = json.load(sys.stdin)
     error = None
     try:
-        train.train(
-            RunSpec(**job["run"]),
-            job["folder"],
-            device=job["device"],
-            overwrite=job["overwrite"],
-            resume=True,
-            backend=backends.choose(job["backend"], job["engine"]),
-        )
-    except NeuroTrailsError as mistake:
+        with signals.stopping(Path(job["folder"])) as stopping:
+            train.train(
+                RunSpec(**job["run"]),
+                job["folder"],
+                device=job["device"],
+                overwrite=job["overwrite"],
+                resume=True,
+                backend=backends.choose(job["backend"], job["engine"]),
+                stopping=stopping,
+            )
+    except (NeuroTrailsError, signals.Interrupted) as mistake:
         error = str(mistake)
     sys.stdout.write(f"\n{json.dumps({'error': error})}\n")
 

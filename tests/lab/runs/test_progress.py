@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from nt_lab.console import screen
 from nt_lab.runs.progress import progress
+from nt_lab.tables import compare_table
 
 
-def shown(steps: int, per_epoch: int, *, terminal: bool = False) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+def shown(steps: int, per_epoch: int, *, terminal: bool = False, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
     epochs = -(-steps // per_epoch)
     with progress(console, "name [odd]") as report:
         report({"event": "start", "total_steps": steps, "total_epochs": epochs, "device": "cpu"})
@@ -38,6 +41,29 @@ def test_a_terminal_sees_a_bar(steps: int) -> None:
     text = shown(steps, 4, terminal=True)
     assert f"{steps}/{steps}" in text
     assert "accuracy 50.0 %" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_keeps_the_total_and_the_time_left(width: int) -> None:
+    text = shown(12_000, 1000, terminal=True, width=width)
+    assert re.search(r" 12000/12000 +(\d\d:\d\d|--:--) ", text)
+    assert "epoch 12/" in text
+    assert ("accuracy 50.0 %" in text) == (width == 80)
+
+
+def test_brackets_in_a_name_are_shown() -> None:
+    assert "name [odd] " in shown(1, 1, terminal=True)
+    record = {"name": "[red]a[/] :smile:", "backend": "torch", "unit": "examples", "seconds": 1.0}
+    figures = dict.fromkeys(
+        ("accuracy", "nll", "perplexity", "ece", "disagreement", "weights_active", "flops_training"), 0.5
+    )
+    relative = dict.fromkeys(("weights_active", "flops_training", "flops_inference"), 1.0)
+    line = {**record, **figures, "flops_inference": 1.0, "relative": relative}
+    out = screen()
+    with out.capture() as captured:
+        out.print(compare_table([line]))
+        out.print("run: runs/[red]a[/] :smile:")
+    assert captured.get().count("[red]a[/] :smile:") == 2
 
 
 def test_members_in_turn_are_told_apart() -> None:

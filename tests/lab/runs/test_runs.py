@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,18 @@ def test_a_table_as_csv(tmp_path: Path) -> None:
     assert float(rows[0]["relative_flops_training"]) == 0.25
     with pytest.raises(NeuroTrailsError, match="cannot be written"):
         write_csv(tmp_path / "no" / "table.csv", [flat(line)])
+
+
+def test_a_full_disk_leaves_no_half_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_csv(tmp_path / "table.csv", [{"a": 1}])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NeuroTrailsError, match=r"table\.csv: cannot be written \(No space left on device\)"):
+        write_csv(tmp_path / "table.csv", [{"a": 2}] * 1000)
+    assert (tmp_path / "table.csv").read_text().split() == ["a", "1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
 def test_what_a_killed_write_left_goes_with_its_run(tmp_path):

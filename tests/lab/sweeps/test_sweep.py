@@ -90,6 +90,20 @@ def test_criteria_and_mappings_are_values_too() -> None:
     assert not set(jobs[1].name) & set('/\\:{}" ')
 
 
+def test_a_name_is_no_longer_than_a_folders() -> None:
+    fields = [
+        "training.optimizer.weight_decay",
+        "training.optimizer.momentum",
+        "topology.drop_fraction.start",
+    ]
+    fields += ["training.learning_rate.warmup", "topology.drop_fraction.until", "training.clip_norm"]
+    values = ["0.1", "0.2", "0.3", "0.1", "0.75", "1.5", "100"]
+    jobs = grid("neurotrails", [*fields, "training.batch_size"], values, "0,1", overrides=FAST)
+    assert len({job.name for job in jobs}) == 2
+    assert all(len(job.name) == 200 for job in jobs)
+    assert jobs[0].name.startswith("training.optimizer.weight_decay=0.1,training.optimizer.momentum=0.2,")
+
+
 @pytest.mark.parametrize(
     ("over", "values", "seeds", "said"),
     [
