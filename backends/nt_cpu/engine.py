@@ -148,8 +148,8 @@ class Engine:
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {inputs.shape}; "
                 "images are (batch, channels, height, width)"
             )
-        if isinstance(self.spec.graph.input, Tokens) and inputs.size:
-            self.spec.graph.input.expect_tokens(int(inputs.min()), int(inputs.max()))
+        if isinstance(self.spec.graph.input, Tokens):
+            inputs = self.spec.graph.input.whole(inputs)
         if self._native is None:
             return forward(self.spec.layout, self._values, inputs).astype(np.float32, copy=False)
         given = np.require(inputs, np.float32, ["C", "ALIGNED"])

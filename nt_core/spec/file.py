@@ -11,6 +11,7 @@ from pydantic import Field
 from nt_core.errors import NeuroTrailsError, SpecError, nearest
 from nt_core.files import ParseError, parse_json, parse_yaml, read_text, to_yaml
 from nt_core.graph import BlockGraph
+from nt_core.random import LARGEST_SEED
 from nt_core.spec.ensemble import Aggregation, EnsembleSpec
 from nt_core.spec.presets import PRESETS
 from nt_core.structure import AnyStructure, Reduction, Single
@@ -58,7 +59,7 @@ class RunSpec(Value):
     loss: Reduction | None = None
     training: Training = Training()
     data: Data = Data()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
 
     def ensemble(self, architectures: Architectures) -> EnsembleSpec:
         """Build the graph and return the declared ensemble.

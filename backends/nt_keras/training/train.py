@@ -11,6 +11,7 @@ import keras
 
 from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
+from nt_core.random import expect_seed
 from nt_core.states import States, identity
 from nt_core.training import Batches, Report, Trained, Training, first_examples, trainable
 from nt_keras.checkpoint import checkpoint, restore
@@ -51,7 +52,7 @@ def train(
         spec: the ensemble; its plan says how long.
         training: the recipe.
         data: the training data.
-        seed: keys initial values, masks, growth and dropout.
+        seed: keys initial values, masks, growth and dropout; from 0 to 2**64 - 1.
         test: evaluated after each epoch, if given.
         device: ``"cpu"``, ``"gpu:1"``, …; None: the one that Keras finds.
         trackers: ``"tensorboard"``, or none.
@@ -71,6 +72,7 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
+    expect_seed(seed)
     classes = spec.graph.output_shape[-1]
     taken = trainable(data, training, spec.structure, spec.layout, classes=classes, report=report)
     spec.structure.expect_batch_size(training.batch_size // training.accumulation)

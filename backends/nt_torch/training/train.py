@@ -19,6 +19,7 @@ from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.finite import nothing_finite
 from nt_core.metrics import Metrics
+from nt_core.random import expect_seed
 from nt_core.states import State, States, identity
 from nt_core.training import Batches, Report, Share, Trained, Training, first_examples, trainable
 from nt_torch.checkpoint import checkpoint, restore
@@ -65,7 +66,7 @@ def train(
         spec: the ensemble; its plan says how long.
         training: the recipe.
         data: the training data.
-        seed: keys initial values, masks, growth and dropout.
+        seed: keys initial values, masks, growth and dropout; from 0 to 2**64 - 1.
         test: evaluated after each epoch, if given.
         device: ``"cpu"``, ``"cuda:1"``, …; None: the one that accelerate finds.
         trackers: of accelerate, ``"tensorboard"`` say.
@@ -90,6 +91,7 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
+    expect_seed(seed)
     with torch.random.fork_rng(), deterministic(training.deterministic), accelerate_alone():
         state = PartialState(cpu=device is not None and find_device(device).type == "cpu")
         finished: Members = {} if members is None else members

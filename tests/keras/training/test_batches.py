@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from batches import *  # noqa: F403
+from batches import WORDS
 
 import nt_keras
+from nt_core import PRESETS, DataError
 from nt_core.metrics import IGNORED
 
 
@@ -27,3 +29,17 @@ def test_ignored_labels_are_left_out_of_every_loss_and_metric(how, shape):
         weighted.update_state(targets, logits, np.ones(4))
         np.testing.assert_allclose(float(ours.result()), float(theirs.result()), rtol=1e-6)
         np.testing.assert_allclose(float(weighted.result()), float(theirs.result()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("verb", ["fit", "call", "predict"])
+def test_tokens_of_floats_in_a_loop_of_one_s_own_are_refused(verb):
+    model = nt_keras.compile(PRESETS["single"](WORDS))
+    model.compile(optimizer="sgd", loss=nt_keras.ensemble_loss())
+    given, labels = np.full((2, 4), 1.5, np.float32), np.ones((2, 4), int)
+    attempts = {
+        "fit": lambda: model.fit(given, labels),
+        "call": lambda: model(given),
+        "predict": lambda: model.predict(given),
+    }
+    with pytest.raises(DataError, match="expected tokens, whole numbers from 0 to 4, found float32"):
+        attempts[verb]()

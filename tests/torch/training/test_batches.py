@@ -3,9 +3,10 @@
 import pytest
 import torch
 from batches import *  # noqa: F403
+from batches import WORDS
 
 import nt_torch
-from nt_core import DataError
+from nt_core import PRESETS, DataError
 from nt_core.metrics import IGNORED
 
 
@@ -48,3 +49,9 @@ def test_class_numbers_are_whole_numbers_of_any_width():
         assert torch.equal(nt_torch.ensemble_loss(logits, targets.to(dtype)), expected)
     with pytest.raises(DataError, match=r"targets: expected class numbers, found torch\.float32"):
         nt_torch.ensemble_loss(logits, targets.float())
+
+
+def test_tokens_of_floats_in_a_loop_of_one_s_own_are_refused():
+    model = nt_torch.compile(PRESETS["single"](WORDS))
+    with pytest.raises(DataError, match=r"expected tokens, whole numbers from 0 to 4, found torch\.float32"):
+        model(torch.zeros(2, 4))
