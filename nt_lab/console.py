@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def show_error(error: Exception, *, traceback: bool) -> None:
 def show_note(text: str) -> None:
     """Print a line on stderr."""
     screen(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def plain_warnings() -> None:
+    """Print a warning of this package as one line, without its place in the code, for users of commands."""
+    usual = warnings.formatwarning
+
+    def in_one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category.__name__ == "NeuroTrailsWarning":
+            return f"warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = in_one_line
 
 
 def quiet_libraries() -> None:

@@ -11,7 +11,6 @@ from pydantic import Field
 from nt_core.errors import NeuroTrailsError, SpecError, nearest
 from nt_core.files import ParseError, parse_json, parse_yaml, read_text, to_yaml
 from nt_core.graph import BlockGraph
-from nt_core.random import LARGEST_SEED
 from nt_core.spec.ensemble import Aggregation, EnsembleSpec
 from nt_core.spec.presets import PRESETS
 from nt_core.structure import AnyStructure, Reduction, Single
@@ -59,7 +58,7 @@ class RunSpec(Value):
     loss: Reduction | None = None
     training: Training = Training()
     data: Data = Data()
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(default=0, ge=0)
 
     def ensemble(self, architectures: Architectures) -> EnsembleSpec:
         """Build the graph and return the declared ensemble.

@@ -14,6 +14,7 @@ import nt_core
 from nt_core.checkpoint import Checkpoint
 from nt_core.cost import cost
 from nt_core.metrics import Metrics
+from nt_core.random import expect_seed
 from nt_core.spec import EnsembleSpec, FittedAverage, RunSpec
 from nt_core.states import States
 from nt_core.training import Report, Trained
@@ -77,6 +78,7 @@ def train(
             is complete.
         Stopped: ``stopping`` returned True; the same call resumes the training.
     """
+    expect_seed(run.seed)
     spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(1, limit=spec.longest)  # an open-ended plan is an error before any data is loaded
     make_backend = backend or choose()  # a missing framework is one too
