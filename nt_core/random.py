@@ -12,11 +12,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
+
+from nt_core.errors import SpecError
 
 Key: TypeAlias = tuple[int, int]
 """Two unsigned 32-bit words."""
@@ -26,12 +29,30 @@ Positions: TypeAlias = NDArray[np.integer[Any]] | slice
 
 Words: TypeAlias = NDArray[np.uint32]
 
+LARGEST_SEED: Final = (1 << 64) - 1
+"""Largest seed of a training, because frameworks' own generators read 64 bits."""
+
 _T = TypeVar("_T", np.uint32, np.float64)
 
 _CHUNK: Final = 1 << 15  # three scratch rows of 32-bit words stay in a second-level cache
 _PARITY: Final = 0x1BD11BDA
 _ROTATIONS: Final = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD: Final = 0xFFFFFFFF
+
+
+def expect_seed(seed: int) -> None:
+    """Check the seed of a training, which frameworks' own generators read, too.
+
+    Raises:
+        SpecError: it is no whole number, or needs more than 64 bits.
+
+    Example:
+        >>> expect_seed(-1)
+        Traceback (most recent call last):
+        nt_core.errors.SpecError: seed: expected a whole number from 0 to 2**64 - 1, found -1
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= LARGEST_SEED:
+        raise SpecError(f"seed: expected a whole number from 0 to 2**64 - 1, found {seed!r:.80}")
 
 
 def threefry2x32(key: Key, counter0: Words, counter1: Words) -> tuple[Words, Words]:

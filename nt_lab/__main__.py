@@ -15,12 +15,14 @@ def main() -> None:
         <function main at ...>
     """
     try:
+        from nt_lab import console
         from nt_lab.cli.main import app
     except ModuleNotFoundError as error:
         raise SystemExit(f"nt needs {error.name}: pip install 'neurotrails[lab]'") from None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × or ─ shall not end a training
+    console.plain_warnings()
     app(prog_name="nt")
 
 

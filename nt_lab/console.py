@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
@@ -116,6 +117,20 @@ def show_note(text: str) -> None:
 def say(out: Console, text: str, *, wrap: bool = False) -> None:
     """Print text as it is, because brackets in names are no markup; a long line is wrapped if asked for."""
     out.print(text, markup=False, highlight=False, soft_wrap=not wrap)
+
+
+def plain_warnings() -> None:
+    """Print a warning of this package as one line, without its place in the code, for users of commands."""
+    usual = warnings.formatwarning
+
+    def in_one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category.__name__ == "NeuroTrailsWarning":
+            return f"warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = in_one_line
 
 
 def quiet_libraries() -> None:

@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from nt_core.errors import DataError, GraphError, nearest
@@ -63,6 +65,46 @@ class Tokens(Value):
     def shape(self) -> Shape:
         """The shape of one example."""
         return (self.length,)
+
+    def whole(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return token numbers as integers, after a check that they are tokens of the vocabulary.
+
+        Raises:
+            DataError: a number is not whole (NaN, say), or outside the vocabulary.
+
+        Example:
+            >>> tokens = Tokens(length=2, vocabulary=256)
+            >>> tokens.whole(np.array([[3.0, 7.0]]))
+            array([[3, 7]])
+            >>> tokens.whole(np.array([[3.0, 7.5]]))  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            nt_core.errors.DataError: input: expected tokens, whole numbers from 0 to 255, found 7.5; ...
+        """
+        if inputs.dtype.kind == "f":
+            wrong = inputs[(inputs != np.round(inputs)) | (np.abs(inputs) >= 2**62)]
+            if wrong.size:
+                raise self._no_tokens(str(wrong.flat[0]))
+            inputs = inputs.astype(np.int64)
+        if inputs.dtype.kind not in "iu":
+            raise self._no_tokens(str(inputs.dtype))
+        if inputs.size:
+            self.expect_tokens(int(inputs.min()), int(inputs.max()))
+        return inputs
+
+    def expect_whole(self, dtype: str) -> None:
+        """Check the type of token numbers whose values are on a device or not yet known.
+
+        Raises:
+            DataError: the type is one of floats, of which frameworks would drop what follows the point.
+        """
+        if "int" not in dtype:
+            raise self._no_tokens(dtype)
+
+    def _no_tokens(self, found: str) -> DataError:
+        return DataError(
+            f"input: expected tokens, whole numbers from 0 to {self.vocabulary - 1}, found {found}; encode "
+            "the text by the tokenizer that the model was trained with"
+        )
 
     def expect_tokens(self, lowest: int, highest: int) -> None:
         """Check the lowest and highest token number of a batch, because frameworks do not, or not on a GPU.

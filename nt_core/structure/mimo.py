@@ -106,6 +106,10 @@ class MIMO(Structure):
     def row_groups(self) -> int:
         return self.count
 
+    def network_rows(self, layout: Layout, count: int, processes: int = 1) -> int:
+        """Return the rows as the base class does; processes divide the copies of an example, too."""
+        return max(1, count * self.repetitions // processes)
+
     def member_rows(self, count: int, stream: Stream) -> NDArray[np.int64]:
         """Shuffle a batch's rows for each member, except for a share ρ that is the same for all members."""
         size = count * self.repetitions

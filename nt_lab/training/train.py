@@ -13,6 +13,7 @@ from typing import Any, Final
 import nt_core
 from nt_core.files import plain, read_json, to_json, write_atomically
 from nt_core.metrics import Metrics
+from nt_core.random import expect_seed
 from nt_core.runs import figures
 from nt_core.spec import EnsembleSpec, FittedAverage, RunSpec
 from nt_core.states import States
@@ -83,6 +84,7 @@ def train(
             until the new one is complete.
         Stopped: ``stopping`` returned True; the same call resumes the training.
     """
+    expect_seed(run.seed)
     spec = run.ensemble(ARCHITECTURES)
     spec.plan.total_steps(1, limit=spec.longest)  # an open-ended plan is an error before any data is loaded
     make_backend = backend or choose()  # a missing framework is one too

@@ -5,7 +5,7 @@ import pytest
 from small import short
 
 import nt_models
-from nt_core import DataError, OneRun
+from nt_core import PRESETS, DataError, OneRun, SpecError
 from nt_core.metrics import IGNORED
 from nt_core.testing import Blobs
 from nt_core.training import SGD, Training
@@ -93,3 +93,29 @@ def test_a_batch_without_any_label_teaches_nothing(backend):
 def test_other_labels_outside_the_classes_are_refused(backend, label):
     with pytest.raises(DataError, match=rf"labels: {label} at position 0, expected 0 to 2"):
         run(backend, NORMED, Relabelled(label=label, shuffle=False), batch_size=30)
+
+
+@pytest.mark.parametrize("seed", [2**64, -1, 1.5, True])
+def test_seeds_that_frameworks_cannot_read_are_refused(backend, seed):
+    with pytest.raises(SpecError, match=r"seed: expected a whole number from 0 to 2\*\*64 - 1, found"):
+        run(backend, NORMED, Blobs(90), batch_size=30, seed=seed)
+
+
+WORDS = nt_models.llama(blocks=1, width=8, hidden=8, heads=2, vocabulary=5, length=4)
+
+
+def test_tokens_that_are_no_whole_numbers_are_refused(backend):
+    model = backend.compile(PRESETS["single"](WORDS))
+    tokens = np.array([[0, 1, 4, 2]])
+    expected = backend.predict(model, tokens)
+    for same in (tokens.astype(np.float64), tokens.astype(np.uint8), tokens.astype(np.int16)):
+        np.testing.assert_array_equal(backend.predict(model, same), expected)
+    for wrong, found in ((1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf")):
+        given = tokens.astype(np.float32)
+        given[0, 2] = wrong
+        with pytest.raises(DataError, match=f"expected tokens, whole numbers from 0 to 4, found {found};"):
+            backend.predict(model, given)
+    with pytest.raises(DataError, match="input: expected tokens from 0 to 4, found 0 to 7"):
+        backend.predict(model, tokens.astype(np.float64) + np.array([0, 0, 0, 5]))
+    with pytest.raises(DataError, match="found bool"):
+        backend.predict(model, tokens > 0)

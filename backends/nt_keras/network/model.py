@@ -63,6 +63,15 @@ class Network(keras.Model):  # type: ignore[misc]
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {found}"
                 + ("; images are (batch, height, width, channels) in Keras" if len(expected) == IMAGE else "")
             )
+        given = self.spec.graph.input
+        if (
+            isinstance(given, Tokens)
+            and hasattr(inputs, "dtype")
+            and not keras.backend.is_keras_tensor(inputs)
+        ):
+            given.expect_whole(keras.backend.standardize_dtype(inputs.dtype))
+            if isinstance(inputs, np.ndarray):
+                given.whole(inputs)
 
     def variable(self, name: str) -> keras.Variable:
         """Return the variable of a weight's full name; kernels are in Keras' layout."""

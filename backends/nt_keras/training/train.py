@@ -12,6 +12,7 @@ import keras
 
 from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
+from nt_core.random import expect_seed
 from nt_core.states import States, identity
 from nt_core.training import Batches, Report, Trained, Training, first_examples, trainable
 from nt_keras.batches import as_batches, expect_repeatable
@@ -54,7 +55,7 @@ def train(
         training: the recipe.
         data: the training data: (inputs, labels) as arrays or tensors, a ``TensorDataset``, a ``DataLoader``,
             or another kind that :func:`nt_keras.batches.as_batches` lists.
-        seed: keys initial values, masks, growth and dropout.
+        seed: keys initial values, masks, growth and dropout; from 0 to 2**64 - 1.
         test: evaluated after each epoch, if given; of the same kinds.
         device: ``"cpu"``, ``"gpu:1"``, …; None: the one that Keras finds.
         trackers: ``"tensorboard"``, or none.
@@ -74,6 +75,7 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
+    expect_seed(seed)
     if states is not None:
         expect_repeatable(data)
     data = as_batches(data, spec, seed=seed)

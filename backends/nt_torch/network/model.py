@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nt_core import DataError, EnsembleSpec
-from nt_core.graph import INPUT
+from nt_core.graph import INPUT, Tokens
 from nt_core.masks import Mask
 from nt_torch.network.execution import Execution
 from nt_torch.network.heads import have_hooks, run_batched
@@ -58,6 +58,9 @@ class Ensemble(nn.Module):
         """Compute every member's logits. (B, *input shape) → (M, B, *output shape).
 
         In training, members with rows of their own (``layout.own_rows``) get B / M of them each, in order.
+
+        Raises:
+            DataError: inputs have another shape, or tokens are floats.
         """
         layout = self.spec.layout
         expected = layout.input_shape
@@ -66,6 +69,8 @@ class Ensemble(nn.Module):
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
                 "images are (batch, channels, height, width)"
             )
+        if isinstance(layout.graph.input, Tokens) and x.is_floating_point():
+            layout.graph.input.expect_whole(str(x.dtype))
         if not torch.compiler.is_compiling():
             self.zeros.settle()
         values = {INPUT: from_examples(layout, x, training=self.training)}

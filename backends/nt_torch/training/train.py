@@ -20,7 +20,7 @@ from nt_core import DataError, EnsembleSpec
 from nt_core.checkpoint import Leave, Members, Verbs, train_members
 from nt_core.finite import nothing_finite
 from nt_core.metrics import Metrics
-from nt_core.random import Random
+from nt_core.random import Random, expect_seed
 from nt_core.states import State, States, identity
 from nt_core.training import Batches, Report, Share, Trained, Training, first_examples, trainable
 from nt_torch.batches import as_batches, expect_repeatable
@@ -69,7 +69,7 @@ def train(
         training: the recipe.
         data: the training data: (inputs, labels) as arrays or tensors, a ``TensorDataset``, a ``DataLoader``,
             or another kind that :func:`nt_torch.batches.as_batches` lists.
-        seed: keys initial values, masks, growth and dropout.
+        seed: keys initial values, masks, growth and dropout; from 0 to 2**64 - 1.
         test: evaluated after each epoch, if given; of the same kinds.
         device: ``"cpu"``, ``"cuda:1"``, …; None: the one that accelerate finds.
         trackers: of accelerate, ``"tensorboard"`` say.
@@ -94,6 +94,7 @@ def train(
         CheckpointError: a state cannot be written, or is of another training.
         Stopped: ``states.stopping`` said so; the state is saved.
     """
+    expect_seed(seed)
     if states is not None:
         expect_repeatable(data)
     data = as_batches(data, spec, seed=seed)

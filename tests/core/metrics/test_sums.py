@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from nt_core.errors import DataError
-from nt_core.metrics import Metrics, aggregate
+from nt_core.metrics import IGNORED, Metrics, aggregate, fit
 from nt_core.metrics import sums as metrics
 
 Aggregation = Literal["mean_prob", "mean_logit"]
@@ -298,3 +298,26 @@ def test_another_number_of_members_and_an_unknown_aggregation_are_refused() -> N
         _ = two + three
     with pytest.raises(DataError, match="neither 'mean_prob' nor 'mean_logit'"):
         aggregate(np.zeros((1, 1, 2)), "mean")  # type: ignore[arg-type]
+
+
+@given(batches(min_batch=1), aggregations, st.integers(0, 2**32 - 1))
+def test_ignored_labels_count_nowhere(batch: Any, how: Aggregation, seed: int) -> None:
+    logits, labels = batch
+    counted = np.random.default_rng(seed).random(len(labels)) < 0.5
+    found = Metrics.of(logits, np.where(counted, labels, IGNORED), how)
+    assert_same(found, Metrics.of(logits[:, counted], labels[counted], how))
+
+
+def test_ignored_tokens_and_the_fit_of_an_average() -> None:
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(size=(2, 6, 5, 4)), draw.integers(0, 4, (6, 5))
+    labels[draw.random((6, 5)) < 0.4] = IGNORED
+    counted = labels != IGNORED
+    assert Metrics.of(logits, labels).count == counted.sum()
+    flat, kept = logits.reshape(2, 30, 4), counted.reshape(-1)
+    assert fit(flat, labels.reshape(-1)) == fit(flat[:, kept], labels.reshape(-1)[kept])
+    with pytest.raises(DataError, match="expected an example that counts at least"):
+        fit(flat, np.full(30, IGNORED))
+    for label in (-1, 4):
+        with pytest.raises(DataError, match=f"fit: labels: {label} at position 0, expected 0 to 3"):
+            fit(flat, np.full(30, label))

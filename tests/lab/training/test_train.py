@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import nt_models
 from nt_core import CheckpointError, NeuroTrailsError, RunSpec, SpecError, read_spec
 from nt_core.checkpoint import load_checkpoint
 from nt_core.cost import cost
+from nt_core.errors import NeuroTrailsWarning
 from nt_core.metrics import Fitted
+from nt_lab import console
 from nt_lab.evaluation.evaluate import evaluate
 from nt_lab.runs.backends import BACKENDS, Backend, choose
 from nt_lab.runs.folder import FILES, UNFINISHED, RunFolder, row
@@ -284,3 +287,36 @@ def test_restarts_that_may_hang_are_warned_of(
     problem = restart_problem()
     assert (problem is not None) == warned
     assert problem is None or "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in problem
+
+
+def test_a_seed_that_no_framework_reads_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    run = small(f"seed={2**64}", f"data.source={tmp_path / 'nothing'}")
+    with pytest.raises(SpecError, match=r"seed: expected a whole number from 0 to 2\*\*64 - 1"):
+        lab.train(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_left_out_are_in_record_and_history(tmp_path: Path) -> None:
+    """1437 digits in batches of 359 leave one over, which batch normalisation cannot be trained on."""
+    graph = "graph={name: mlp, inputs: [1, 8, 8], hidden: [4], classes: 10, norm: true}"
+    run = small(graph, "training.batch_size=359", "plan.epochs=1", preset="single")
+    told: list[Any] = []
+    record = lab.train(run, tmp_path, backend=choose("torch"), device="cpu", report=told.append)
+    assert (record["dropped"], record["epochs"], record["steps"], record["examples"]) == (1, 1.0, 4, 1436)
+    assert [e["dropped"] for e in RunFolder(tmp_path).history() if e["event"] == "epoch"] == [1]
+    assert [e for e in told if e["event"] == "dropped"] == [{"event": "dropped", "examples": 1, "of": 1437}]
+
+
+def test_held_out_examples_are_those_that_are_evaluated(tmp_path: Path, fake_backend: Make) -> None:
+    record = lab.train(small("data.held_out=0.1"), tmp_path, backend=fake_backend)
+    assert (record["data"]["train_examples"], record["data"]["test_examples"]) == (1293, 144)
+    assert evaluate(tmp_path, backend=fake_backend).to_dict()["nll"] == record["metrics"]["nll"]
+    other = lab.train(small("data.held_out=0.1", "seed=9"), tmp_path / "other", backend=fake_backend)
+    assert other["data"]["test_examples"] == 144
+
+
+def test_warnings_are_one_line_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", usual := warnings.formatwarning)
+    console.plain_warnings()
+    assert warnings.formatwarning("few examples", NeuroTrailsWarning, "a.py", 1) == "warning: few examples\n"
+    assert warnings.formatwarning("old", UserWarning, "a.py", 1) == usual("old", UserWarning, "a.py", 1)
