@@ -119,7 +119,7 @@ class _Attention(nn.Module):
         op = self.op
         q, k, v = _split(queries, op.heads), _split(keys, op.kv_heads), _split(values, op.kv_heads)
         if op.rotary_base is not None:
-            cosine, sine = _rotary(q, op.rotary_base)
+            cosine, sine = _rotary(q, op)
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         mixed = scaled_dot_product_attention(q, k, v, is_causal=op.causal, enable_gqa=op.heads != op.kv_heads)
         return mixed.transpose(1, 2).flatten(2)
@@ -130,11 +130,11 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.view(batch, length, heads, -1).transpose(1, 2)
 
 
-def _rotary(q: Tensor, base: float) -> tuple[Tensor, Tensor]:
+def _rotary(q: Tensor, op: ops.Attention) -> tuple[Tensor, Tensor]:
     length, size = q.shape[-2:]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     exponents = torch.arange(0, size, 2, device=q.device, dtype=wide) / size
-    angles = torch.arange(length, device=q.device, dtype=wide)[:, None] / base**exponents
+    angles = torch.arange(length, device=q.device, dtype=wide)[:, None] * op.frequencies(exponents)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(q.dtype), angles.sin().to(q.dtype)
 
