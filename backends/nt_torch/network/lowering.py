@@ -47,8 +47,12 @@ class _MaxPool2d(nn.Module):
 
 
 class _GlobalAvgPool(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.axes = (2, 3) if len(shape) == 3 else (1,)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3) if x.ndim == 4 else 1)
+        return x.mean(self.axes)
 
 
 class _ToSequence(nn.Module):
@@ -67,7 +71,7 @@ class _ClassToken(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, op.features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.weight.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([self.weight.expand(x.shape[0], -1, -1), x], dim=1)
 
 
 class _Positions(nn.Module):
@@ -126,8 +130,7 @@ class _Attention(nn.Module):
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    batch, length, _ = x.shape
-    return x.view(batch, length, heads, -1).transpose(1, 2)
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _rotary(q: Tensor, op: ops.Attention) -> tuple[Tensor, Tensor]:
@@ -203,7 +206,7 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Activation: lambda op, _: ACTIVATIONS[op.function](),
         ops.MaxPool2d: lambda op, _: _MaxPool2d(op),
         ops.AvgPool2d: lambda op, _: nn.AvgPool2d(op.kernel, op.stride),
-        ops.GlobalAvgPool: lambda *_: _GlobalAvgPool(),
+        ops.GlobalAvgPool: lambda _, shapes: _GlobalAvgPool(shapes[0]),
         ops.Flatten: lambda *_: nn.Flatten(),
         ops.ToSequence: lambda *_: _ToSequence(),
         ops.Transpose: lambda *_: _Transpose(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nt_core import DataError, EnsembleSpec
 from nt_core.graph import INPUT
@@ -53,7 +53,7 @@ class Ensemble(nn.Module):
         """
         layout = self.spec.layout
         expected = layout.input_shape
-        if tuple(x.shape[1:]) != expected:
+        if not isinstance(x, fx.Proxy) and tuple(x.shape[1:]) != expected:
             raise DataError(
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
                 "images are (batch, channels, height, width)"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -78,7 +80,7 @@ class PartModule(nn.Module):
                 if key in self.ops:
                     raise GraphError(
                         f"block {block.name!r}, op {node.name!r}: PyTorch names it {key!r}, which is taken; "
-                        "rename the block: a dot and an underscore are the same there"
+                        "rename the block: characters other than letters and digits are underscores there"
                     )
                 self.ops[key] = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
                 steps.append(
@@ -87,6 +89,12 @@ class PartModule(nn.Module):
             blocks.append(steps)
         self.stages = tuple(_stages(blocks, gives))
         self.gives = gives
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a state dict, also one of an older version."""
+        for name in [name for name in state_dict if name.startswith(prefix) and "/" in name]:
+            state_dict[present_name(name)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, values: Values, *, recompute: bool = False) -> Values:
         """Run all ops, and return the values that are read outside.
@@ -124,13 +132,24 @@ def _run_stage(stage: Stage, compute: Compute, values: Values) -> Values:
 
 
 def module_key(block: str, node: str) -> str:
-    """Return the name of an op's module without dots, which PyTorch reserves for nesting.
+    """Return the name of an op's module: an identifier, because tools write it into code and into paths.
 
     Example:
-        >>> module_key("stage3.1", "conv1")
-        'stage3_1/conv1'
+        >>> module_key("stage3.1", "conv1"), module_key("1", "conv1")
+        ('stage3_1__conv1', '_1__conv1')
     """
-    return f"{block}/{node}".replace(".", "_")
+    key = re.sub(r"\W", "_", f"{block}__{node}")
+    return f"_{key}" if key[0].isdigit() else key
+
+
+def present_name(name: str) -> str:
+    """Return the name in a state dict for one of an older version, in which modules were ``block/op``.
+
+    Example:
+        >>> present_name("heads.0.ops.stage3_1/conv1.weight"), present_name("heads.0.ops.stem__conv1.bias")
+        ('heads.0.ops.stage3_1__conv1.weight', 'heads.0.ops.stem__conv1.bias')
+    """
+    return ".".join(module_key(*part.split("/")) if "/" in part else part for part in name.split("."))
 
 
 def _stages(blocks: list[list[Step]], gives: tuple[str, ...]) -> Iterator[Stage]:
