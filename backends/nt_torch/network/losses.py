@@ -54,21 +54,25 @@ def ensemble_loss(
             f"targets: expected shape {tuple(logits.shape[1:-1])} for logits {tuple(logits.shape)}, "
             f"found {tuple(targets.shape)}"
         )
-    if (
-        not torch.compiler.is_compiling()
-        and targets.device.type == "cpu"
-        and targets.numel()
-        and not 0 <= int(targets.min()) <= int(targets.max()) < classes
-    ):
-        raise DataError(
-            f"targets: expected classes from 0 to {classes - 1}, found {int(targets.min())} to "
-            f"{int(targets.max())}; check the labels, or the network's number of classes"
-        )
+    if not torch.compiler.is_compiling() and targets.device.type == "cpu" and targets.numel():
+        _expect_classes(targets, classes)
     own = targets if len(targets) == members * rows else targets.expand(members, *targets.shape)
     loss = cross_entropy(logits.reshape(-1, classes), own.reshape(-1), label_smoothing=label_smoothing)
     if distillation is not None:
         loss = loss + distillation_loss(logits, distillation)
     return loss * members if reduction == "sum" else loss
+
+
+def _expect_classes(targets: Tensor, classes: int) -> None:
+    try:
+        least, most = int(targets.min()), int(targets.max())
+    except RuntimeError:  # torch.func.vmap gives no values away
+        return
+    if not 0 <= least <= most < classes:
+        raise DataError(
+            f"targets: expected classes from 0 to {classes - 1}, found {least} to {most}; check the labels, or "
+            "the network's number of classes"
+        )
 
 
 def distillation_loss(logits: Tensor, temperature: float) -> Tensor:
