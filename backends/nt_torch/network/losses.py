@@ -70,8 +70,8 @@ def _expect_classes(targets: Tensor, classes: int) -> None:
         return
     if not 0 <= least <= most < classes:
         raise DataError(
-            f"targets: expected classes from 0 to {classes - 1}, found {least} to {most}; check the labels, or "
-            "the network's number of classes"
+            f"targets: expected classes from 0 to {classes - 1}, found {least} to {most}; check the labels, "
+            "or the network's number of classes"
         )
 
 
