@@ -13,7 +13,7 @@ from nt_torch.network.execution import Execution
 from nt_torch.network.heads import run_batched
 from nt_torch.network.losses import ensemble_loss
 from nt_torch.network.members import from_examples, from_rows
-from nt_torch.network.parts import MASK, PartModule, module_key
+from nt_torch.network.parts import MASK, PartModule, module_key, own_tensor
 from nt_torch.processes.shards import whole
 
 
@@ -114,10 +114,11 @@ class Ensemble(nn.Module):
         """Return the present parameter or buffer of a weight's full name.
 
         Do not keep the result, because wrappers may replace parameters.
+
+        Raises:
+            TopologyError: weight_norm, spectral_norm, pruning or another parametrization computes it.
         """
-        found = getattr(self.owner(name), self._paths[name].rpartition(".")[2])
-        assert isinstance(found, Tensor)
-        return found
+        return own_tensor(self.owner(name), self._paths[name].rpartition(".")[2], name)
 
     def owner(self, name: str) -> nn.Module:
         """Return the module that holds a weight and its mask."""

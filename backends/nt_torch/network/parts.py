@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from nt_core import GraphError
+from nt_core import GraphError, TopologyError
 from nt_core.graph.ops import Op
 from nt_core.structure import Part
 from nt_core.values import Shape
@@ -129,6 +130,39 @@ def _run_stage(stage: Stage, compute: Compute, values: Values) -> Values:
         for ref in forgets:
             del values[ref]
     return {ref: values[ref] for ref in stage.gives}
+
+
+def own_tensor(owner: nn.Module, attribute: str, name: str) -> Tensor:
+    """Return a module's own parameter or buffer.
+
+    Args:
+        owner: the module of an op.
+        attribute: ``weight`` or ``bias``, say.
+        name: the weight's full name, for the error.
+
+    Raises:
+        TopologyError: something computes it at each use (weight_norm, spectral_norm, torch.nn.utils.prune, a
+            parametrization of one's own), so that a change in place is lost.
+    """
+    for kept in (owner._parameters, owner._buffers):
+        found = kept.get(attribute)
+        if found is not None:
+            return found
+    makers = [type(each).__name__ for each in _makers(owner, attribute)]
+    raise TopologyError(
+        f"weight {name!r}: expected a parameter of its {type(owner).__name__}, found {attribute!r} computed by "
+        f"{' and '.join(makers) or 'something else'}; masks and checkpoints hold a weight's own values: leave "
+        "weight_norm, spectral_norm, torch.nn.utils.prune and other parametrizations away from this model"
+    )
+
+
+def _makers(owner: nn.Module, attribute: str) -> Iterator[object]:
+    """Yield what computes an attribute: parametrizations, or the hooks that torch.nn.utils once used."""
+    if is_parametrized(owner, attribute):
+        yield from getattr(owner.parametrizations, attribute)
+    for hook in owner._forward_pre_hooks.values():
+        if attribute in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None)):
+            yield hook
 
 
 def module_key(block: str, node: str) -> str:
