@@ -148,11 +148,11 @@ def own_tensor(owner: nn.Module, attribute: str, name: str) -> Tensor:
         found = kept.get(attribute)
         if found is not None:
             return found
-    makers = [type(each).__name__ for each in _makers(owner, attribute)]
+    makers = " and ".join(type(each).__name__ for each in _makers(owner, attribute)) or "something else"
     raise TopologyError(
-        f"weight {name!r}: expected a parameter of its {type(owner).__name__}, found {attribute!r} computed by "
-        f"{' and '.join(makers) or 'something else'}; masks and checkpoints hold a weight's own values: leave "
-        "weight_norm, spectral_norm, torch.nn.utils.prune and other parametrizations away from this model"
+        f"weight {name!r}: expected a parameter of its {type(owner).__name__}, found {attribute!r} computed "
+        f"by {makers}; masks and checkpoints hold a weight's own values: leave weight_norm, spectral_norm, "
+        "torch.nn.utils.prune and other parametrizations away from this model"
     )
 
 
