@@ -248,8 +248,7 @@ def _attention(call: Call) -> list[Operation]:
     size = features // op.heads
     table: tuple[Floats, ...] = ()
     if op.rotary_base is not None:
-        half = size // 2
-        angles = op.rotary_base ** (-2.0 * np.arange(half)[:, None] / size) * np.arange(length)
+        angles = op.frequencies(np.arange(0, size, 2) / size)[:, None] * np.arange(length)
         table = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
     words = (op.heads, op.heads // op.kv_heads, int(op.causal))
     return becomes(call, "attention", table=table, words=words)

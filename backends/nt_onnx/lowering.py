@@ -143,7 +143,7 @@ def _attention(w: Writer, call: Call) -> str:
         for name, what, heads in zip(call.inputs, "qkv", (op.heads, op.kv_heads, op.kv_heads), strict=True)
     )
     if op.rotary_base is not None:
-        q, k = (_rotate(w, name, op.rotary_base, length, size) for name in (q, k))
+        q, k = (_rotate(w, name, op, length, size) for name in (q, k))
     if op.kv_heads < op.heads:
         k, v = (_repeat(w, name, op.heads, op.kv_heads) for name in (k, v))
     scale = w.constant(f"{out}: scale", np.array(1 / math.sqrt(size)))
@@ -166,9 +166,9 @@ def _heads(w: Writer, name: str, output: str, heads: int, length: int, size: int
     return w.add("Transpose", [w.add("Reshape", [name, shape], f"{output} split")], output, perm=[0, 2, 1, 3])
 
 
-def _rotate(w: Writer, name: str, base: float, length: int, size: int) -> str:
+def _rotate(w: Writer, name: str, op: ops.Attention, length: int, size: int) -> str:
     half = size // 2
-    angles = np.arange(length)[:, None] * base ** (-2.0 * np.arange(half) / size)
+    angles = np.arange(length)[:, None] * op.frequencies(np.arange(0, size, 2) / size)
     cosine = w.constant(f"{name} cosine", np.tile(np.cos(angles), 2))
     sine = w.constant(f"{name} sine", np.concatenate([-np.sin(angles), np.sin(angles)], axis=1))
     swapped = w.constant(f"{name} swapped", np.r_[half:size, :half])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from nt_core import (
     BlockGraph,
@@ -15,7 +15,7 @@ from nt_core import (
     Tokens,
     architecture,
 )
-from nt_core.graph.ops import Attention, Linear, RMSNorm
+from nt_core.graph.ops import AnyRotaryScaling, Attention, Linear, RMSNorm
 
 
 @architecture
@@ -30,6 +30,9 @@ def llama(
     length: int = 1024,
     rotary_base: float = 10_000.0,
     eps: float = 1e-6,
+    head_dim: int | None = None,
+    attention_bias: bool = False,
+    rotary_scaling: AnyRotaryScaling | None = None,
 ) -> BlockGraph:
     """Make a LLaMA; Touvron et al. 2023, §2.2, and Ainslie et al. 2023 for shared key/value heads.
 
@@ -40,12 +43,16 @@ def llama(
         blocks: number of decoder blocks.
         width: features of each token.
         hidden: features inside the gated MLP.
-        heads: of queries; each has width / heads features.
+        heads: of queries.
         kv_heads: of keys and values, a divisor of ``heads``; None: as many as ``heads``.
         vocabulary: number of tokens.
         length: of the sequences, in tokens.
         rotary_base: of the rotary positions.
         eps: of the norms.
+        head_dim: features of each head; None: width / heads.
+        attention_bias: whether the four projections of attention have biases.
+        rotary_scaling: of the rotary positions: ``{"kind": "llama3", …}`` or ``{"kind": "linear", …}``, see
+            :class:`nt_core.graph.ops.Llama3Scaling`; None: as they are.
 
     Raises:
         GraphError: the heads do not fit the width, or are odd in size.
@@ -56,13 +63,14 @@ def llama(
         (('block1', 'block2'), (16, 256))
     """
     shared = kv_heads or heads
-    _expect_heads(width, heads, shared)
+    size = _head_size(width, heads, shared, head_dim)
+    attend = _Attend(heads, shared, size, attention_bias, rotary_base, rotary_scaling)
     net = GraphBuilder(Tokens(length=length, vocabulary=vocabulary))
     with net.stem("embedding") as b:
         b.out = b.embedding(b.inp, vocabulary, width)
     for number in range(1, blocks + 1):
         with net.block(f"block{number}") as b:
-            h = b.add(b.inp, _attention(b, b.rms_norm(b.inp, eps=eps), heads, shared, rotary_base))
+            h = b.add(b.inp, _attention(b, b.rms_norm(b.inp, eps=eps), attend))
             b.out = b.add(h, _gated_mlp(b, b.rms_norm(h, eps=eps), hidden))
     with net.classifier("lm_head") as b:
         b.out = _project(b, b.rms_norm(b.inp, eps=eps), vocabulary, "projection")
@@ -121,7 +129,7 @@ def llama_1b(*, vocabulary: int = 32_000, length: int = 2048) -> BlockGraph:
         >>> len(llama_1b().counted)
         22
     """
-    sizes = {"blocks": 22, "width": 2048, "hidden": 5632, "heads": 32, "kv_heads": 4}
+    sizes: dict[str, Any] = {"blocks": 22, "width": 2048, "hidden": 5632, "heads": 32, "kv_heads": 4}
     return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
 
 
@@ -133,7 +141,7 @@ def llama_7b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
         >>> len(llama_7b().counted)
         32
     """
-    sizes = {"blocks": 32, "width": 4096, "hidden": 11_008, "heads": 32}
+    sizes: dict[str, Any] = {"blocks": 32, "width": 4096, "hidden": 11_008, "heads": 32}
     return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
 
 
@@ -145,7 +153,7 @@ def llama_13b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
         >>> len(llama_13b().counted)
         40
     """
-    sizes = {"blocks": 40, "width": 5120, "hidden": 13_824, "heads": 40}
+    sizes: dict[str, Any] = {"blocks": 40, "width": 5120, "hidden": 13_824, "heads": 40}
     return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
 
 
@@ -157,7 +165,7 @@ def llama_34b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
         >>> len(llama_34b().counted)
         48
     """
-    sizes = {"blocks": 48, "width": 8192, "hidden": 22_016, "heads": 64, "kv_heads": 8}
+    sizes: dict[str, Any] = {"blocks": 48, "width": 8192, "hidden": 22_016, "heads": 64, "kv_heads": 8}
     return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
 
 
@@ -169,7 +177,7 @@ def llama_70b(*, vocabulary: int = 32_000, length: int = 4096) -> BlockGraph:
         >>> len(llama_70b().counted)
         80
     """
-    sizes = {"blocks": 80, "width": 8192, "hidden": 28_672, "heads": 64, "kv_heads": 8}
+    sizes: dict[str, Any] = {"blocks": 80, "width": 8192, "hidden": 28_672, "heads": 64, "kv_heads": 8}
     return llama(**sizes, vocabulary=vocabulary, length=length, eps=1e-5)
 
 
@@ -197,10 +205,13 @@ def llama_arguments(graph: BlockGraph) -> dict[str, Any]:
 def _read_arguments(graph: BlockGraph) -> dict[str, Any] | None:
     """Read the arguments from the ops of the first block; None: the ops are not those of a LLaMA."""
     ops = {f"{block.name}/{node.name}": node.op for block, node in graph.nodes()}
-    norm, attention, gate = (ops.get(f"block1/{name}") for name in ("rms_norm1", "attention1", "gate_proj"))
+    norm, queries, attention, gate = (
+        ops.get(f"block1/{name}") for name in ("rms_norm1", "q_proj", "attention1", "gate_proj")
+    )
     if not (
         isinstance(graph.input, Tokens)
         and isinstance(norm, RMSNorm)
+        and isinstance(queries, Linear)
         and isinstance(attention, Attention)
         and isinstance(gate, Linear)
     ):
@@ -215,30 +226,56 @@ def _read_arguments(graph: BlockGraph) -> dict[str, Any] | None:
         "length": graph.input.length,
         "rotary_base": attention.rotary_base,
         "eps": norm.eps,
+        "head_dim": queries.out_features // attention.heads,
+        "attention_bias": queries.bias,
+        "rotary_scaling": attention.rotary_scaling and attention.rotary_scaling.model_dump(),
     }
 
 
-def _expect_heads(width: int, heads: int, kv_heads: int) -> None:
-    if min(heads, kv_heads) < 1 or width % heads or heads % kv_heads or width // heads % 2:
+class _Attend(NamedTuple):
+    heads: int
+    kv_heads: int
+    size: int
+    bias: bool
+    rotary_base: float
+    rotary_scaling: AnyRotaryScaling | None
+
+
+def _head_size(width: int, heads: int, kv_heads: int, head_dim: int | None) -> int:
+    """Return the features of each head.
+
+    Raises:
+        GraphError: the heads do not fit.
+    """
+    if head_dim is None and (heads < 1 or width % heads):
         raise GraphError(
-            f"llama: expected heads that divide width={width} into even sizes (rotary positions turn pairs) "
-            f"and kv_heads that divide heads, found heads={heads}, kv_heads={kv_heads}"
+            f"llama: expected heads that divide width={width}, found heads={heads}; choose others, or give "
+            "head_dim"
         )
+    size = width // heads if head_dim is None else head_dim
+    if min(heads, kv_heads, size) < 1 or heads % kv_heads or size % 2:
+        raise GraphError(
+            "llama: expected heads of an even size (rotary positions turn pairs) and kv_heads that divide "
+            f"heads, found heads={heads} of size {size}, kv_heads={kv_heads}"
+        )
+    return size
 
 
-def _attention(b: BlockWriter, x: Tensor, heads: int, kv_heads: int, rotary_base: float) -> Tensor:
-    width = x.shape[-1]
-    keys_width = width // heads * kv_heads
+def _attention(b: BlockWriter, x: Tensor, how: _Attend) -> Tensor:
+    def project(x: Tensor, features: int, name: str) -> Tensor:
+        return _project(b, x, features, name, bias=how.bias)
+
     mixed = b.attention(
-        _project(b, x, width, "q_proj"),
-        _project(b, x, keys_width, "k_proj"),
-        _project(b, x, keys_width, "v_proj"),
-        heads=heads,
-        kv_heads=kv_heads,
+        project(x, how.heads * how.size, "q_proj"),
+        project(x, how.kv_heads * how.size, "k_proj"),
+        project(x, how.kv_heads * how.size, "v_proj"),
+        heads=how.heads,
+        kv_heads=how.kv_heads,
         causal=True,
-        rotary_base=rotary_base,
+        rotary_base=how.rotary_base,
+        rotary_scaling=how.rotary_scaling,
     )
-    return _project(b, mixed, width, "o_proj")
+    return project(mixed, x.shape[-1], "o_proj")
 
 
 def _gated_mlp(b: BlockWriter, x: Tensor, hidden: int) -> Tensor:
@@ -247,5 +284,5 @@ def _gated_mlp(b: BlockWriter, x: Tensor, hidden: int) -> Tensor:
     return _project(b, b.multiply(gate, _project(b, x, hidden, "up_proj")), x.shape[-1], "down_proj")
 
 
-def _project(b: BlockWriter, x: Tensor, features: int, name: str) -> Tensor:
-    return b.linear(x, features, bias=False, init="normal_002", name=name)
+def _project(b: BlockWriter, x: Tensor, features: int, name: str, *, bias: bool = False) -> Tensor:
+    return b.linear(x, features, bias=bias, init="normal_002", name=name)

@@ -26,7 +26,7 @@ from nt_core.graph.blocks import (
     infer_shape,
 )
 from nt_core.graph.weights import Init
-from nt_core.values import Shape, explain
+from nt_core.values import Shape, Value, explain
 
 P = ParamSpec("P")
 
@@ -130,9 +130,11 @@ class BlockWriter:
         """Add a learned vector at each position. (T, D) → (T, D)."""
         return self.add_op(lambda: ops.Positions(length=x.shape[0], features=x.shape[-1]), x)
 
-    def norm(self, x: Tensor) -> Tensor:
+    def norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:
         """Normalise the channels over the batch. (C, …) → (C, …)."""
-        return self.add_op(lambda: ops.BatchNorm(channels=x.shape[0]), x, name=self._next_name("norm"))
+        return self.add_op(
+            lambda: ops.BatchNorm(channels=x.shape[0], eps=eps), x, name=self._next_name("norm")
+        )
 
     def layer_norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:
         """Normalise the last axis of features or a sequence."""
@@ -211,11 +213,16 @@ class BlockWriter:
         kv_heads: int | None = None,
         causal: bool = False,
         rotary_base: float | None = None,
+        rotary_scaling: ops.AnyRotaryScaling | None = None,
     ) -> Tensor:
         """Attend by scaled dot products of projected queries, keys and values, each (T, features)."""
         return self.add_op(
             lambda: ops.Attention(
-                heads=heads, kv_heads=kv_heads or heads, causal=causal, rotary_base=rotary_base
+                heads=heads,
+                kv_heads=kv_heads or heads,
+                causal=causal,
+                rotary_base=rotary_base,
+                rotary_scaling=rotary_scaling,
             ),
             queries,
             keys,
@@ -312,11 +319,18 @@ def architecture(make: Callable[P, BlockGraph]) -> Callable[P, BlockGraph]:
             raise SpecError(
                 f"{make.__name__}: expected a function that returns a BlockGraph, found {graph!r:.80}"
             )
-        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in kwargs.items()}
+        plain = {key: _plain(value) for key, value in kwargs.items()}
         return graph.with_origin({"name": make.__name__, **plain})
 
     build.is_architecture = True  # type: ignore[attr-defined]
     return build
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument as JSON has it."""
+    if isinstance(value, Value):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

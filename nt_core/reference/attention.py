@@ -29,7 +29,8 @@ def attention(op: Attention, inputs: Inputs, weights: Weights, training: bool) -
     length, size = q.shape[2:]
     shared = op.heads // op.kv_heads
     if op.rotary_base is not None:
-        q, k = rotate(q, op.rotary_base), rotate(k, op.rotary_base)
+        angles = op.frequencies(np.arange(0, size, 2) / size) * np.arange(length)[:, None]
+        q, k = rotate(q, angles), rotate(k, angles)
     k, v = np.repeat(k, shared, 1), np.repeat(v, shared, 1)
     scale = 1 / math.sqrt(size)
     scores = q @ k.swapaxes(2, 3) * scale
@@ -44,31 +45,27 @@ def attention(op: Attention, inputs: Inputs, weights: Weights, training: bool) -
         d_scores = share * (d_share - (d_share * share).sum(-1, keepdims=True)) * scale
         d_q, d_k = d_scores @ k, _sum_shared(d_scores.swapaxes(2, 3) @ q, shared)
         if op.rotary_base is not None:
-            d_q, d_k = rotate(d_q, op.rotary_base, back=True), rotate(d_k, op.rotary_base, back=True)
+            d_q, d_k = rotate(d_q, -angles), rotate(d_k, -angles)
         d_v = _sum_shared(share.swapaxes(2, 3) @ d_out, shared)
         return (join_heads(d_q), join_heads(d_k), join_heads(d_v)), {}
 
     return Applied(join_heads(share @ v), pullback)
 
 
-def rotate(x: Array, base: float, *, back: bool = False) -> Array:
-    """Turn component i with i + d/2 by position·base^(−2i/d); Su et al. 2021, §3.2.2. (B, heads, T, d).
+def rotate(x: Array, angles: Array) -> Array:
+    """Turn component i with i + d/2 by an angle; Su et al. 2021, §3.2.2. (B, heads, T, d).
 
     Args:
         x: queries or keys of each head.
-        base: 10,000 in most models.
-        back: turn by the negative angle, which is the inverse and the transpose.
+        angles: (T, d/2), in radians; the negative ones give the inverse and the transpose.
 
     Example:
         >>> x = np.ones((1, 1, 2, 2))
-        >>> rotate(x, 10.0)[0, 0].round(4).tolist()
+        >>> rotate(x, np.array([[0.0], [1.0]]))[0, 0].round(4).tolist()
         [[1.0, 1.0], [-0.3012, 1.3818]]
     """
-    length, size = x.shape[2:]
-    half = size // 2
-    angles = np.arange(length)[:, None] * base ** (-2.0 * np.arange(half) / size)
-    cos = np.cos(angles).astype(x.dtype)
-    sin = np.sin(-angles if back else angles).astype(x.dtype)
+    half = x.shape[3] // 2
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
     low, high = x[..., :half], x[..., half:]
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], -1)
 

@@ -178,12 +178,30 @@ def _layer_norm(b: BlockWriter, x: Tensor, eps: float) -> Tensor:
     return b.add_op(lambda: ops.LayerNorm(features=x.shape[-1], eps=eps), x)
 
 
-def _attend(b: BlockWriter, x: Tensor, kv_heads: int, causal: bool, rotary_base: float | None) -> Tensor:
+def _attend(
+    b: BlockWriter,
+    x: Tensor,
+    kv_heads: int,
+    causal: bool,
+    rotary_base: float | None,
+    rotary_scaling: ops.AnyRotaryScaling | None = None,
+) -> Tensor:
     """Attend with four heads of size 6, because rotary layouts and bases cannot be told apart at size 2."""
     keys, values = b.linear(x, 6 * kv_heads), b.linear(x, 6 * kv_heads)
     return b.attention(
-        b.linear(x, 24), keys, values, heads=4, kv_heads=kv_heads, causal=causal, rotary_base=rotary_base
+        b.linear(x, 24),
+        keys,
+        values,
+        heads=4,
+        kv_heads=kv_heads,
+        causal=causal,
+        rotary_base=rotary_base,
+        rotary_scaling=rotary_scaling,
     )
+
+
+LLAMA3 = ops.Llama3Scaling(factor=8.0, low_turns=0.2, high_turns=0.6, original_length=5)
+"""A scaling of which a head of size 6 has a frequency in each of the three ranges, with the base 10."""
 
 
 def _activation(function: Literal["relu", "gelu", "silu", "tanh", "sigmoid"]) -> Write:
@@ -259,5 +277,11 @@ _SEQUENCES: Mapping[str, Write] = {
     "attention_causal": partial(_attend, kv_heads=4, causal=True, rotary_base=None),
     "attention_grouped": partial(_attend, kv_heads=2, causal=False, rotary_base=None),
     "attention_rotary": partial(_attend, kv_heads=4, causal=False, rotary_base=100.0),
+    "attention_linear_scaling": partial(
+        _attend, kv_heads=2, causal=True, rotary_base=100.0, rotary_scaling=ops.LinearScaling(factor=4.0)
+    ),
+    "attention_llama3_scaling": partial(
+        _attend, kv_heads=4, causal=True, rotary_base=10.0, rotary_scaling=LLAMA3
+    ),
     "attention_all": partial(_attend, kv_heads=1, causal=True, rotary_base=10000.0),
 }

@@ -10,15 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import nt_models
 import nt_torch
-from nt_core import EnsembleSpec, Independent, MultiHead, Single, Static
+from nt_core import CheckpointError, EnsembleSpec, Independent, MultiHead, Single, Static
 from nt_core.cost import cost
+from nt_core.graph.ops import Attention
 from nt_core.reference import forward
 from nt_core.testing.data import random_values
 from nt_models.huggingface.config import LlamaConfig as OurConfig
+from nt_models.huggingface.config import Rotary
 from nt_models.huggingface.folder import load_llama, read_llama_config, save_llama
 from nt_models.llama import llama_arguments
 from nt_torch.checkpoint import restore
@@ -102,6 +110,96 @@ def test_every_member_has_the_pretrained_logits(
     np.testing.assert_allclose(logits_of(restore(loaded), tokens), expected, rtol=1e-5, atol=1e-5)
     in_numpy = forward(spec.layout, loaded.values, tokens.numpy())
     np.testing.assert_allclose(in_numpy, expected, rtol=1e-5, atol=1e-5)
+
+
+SCALED = {
+    "rope_type": "llama3",
+    "rope_theta": 20.0,
+    "factor": 8.0,
+    "low_freq_factor": 0.3,
+    "high_freq_factor": 0.9,
+    "original_max_position_embeddings": 6,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama-3.1": {"rope_parameters": SCALED},
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}},
+    "wide heads": {"head_dim": 10},
+    "narrow heads": {"head_dim": 2, "num_key_value_heads": 1},
+    "biases": {"attention_bias": True},
+    "all": {"rope_parameters": SCALED, "head_dim": 10, "attention_bias": True, "num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_the_pretrained_logits_and_is_written_again(
+    tmp_path: Path, tokens: torch.Tensor, variant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = pretrained(**VARIANTS[variant])
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if name.endswith("bias"):
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = logits_of(theirs, tokens)
+    assert np.abs(expected).max() > 1
+    loaded = load_llama(
+        tmp_path / "theirs",
+        EnsembleSpec(graph=read_llama_config(tmp_path / "theirs"), structure=MultiHead(split=1, heads=2)),
+    )
+    in_numpy = forward(loaded.spec.layout, loaded.values, tokens.numpy())
+    for member in (*logits_of(restore(loaded), tokens), *in_numpy):
+        np.testing.assert_allclose(member, expected, rtol=1e-5, atol=1e-5)
+    save_llama(tmp_path / "ours", loaded, head=2)
+    again = opened(tmp_path / "ours", caplog)
+    assert_same_state(again, theirs)
+    np.testing.assert_array_equal(logits_of(again, tokens), expected)
+
+
+def test_the_scaling_of_llama_3_1_has_all_three_ranges() -> None:
+    """Guard the test above: some frequencies stay, some are divided, some mixed."""
+    scaling = Rotary(**SCALED).scaling()
+    assert scaling is not None
+    op = Attention(heads=1, kv_heads=1, rotary_base=20.0, rotary_scaling=scaling)
+    for size in (6, 10):
+        exponents = np.arange(0, size, 2) / size
+        ratio = 20.0**-exponents / op.frequencies(exponents)
+        assert ratio.min() == 1
+        assert ratio.max() == 8
+        assert ((ratio > 1.001) & (ratio < 7.999)).any()
+
+
+@pytest.mark.parametrize("window", [None, LENGTH])
+def test_a_mistral_without_a_window_has_the_pretrained_logits(
+    tmp_path: Path, tokens: torch.Tensor, window: int | None
+) -> None:
+    torch.manual_seed(0)
+    theirs = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=2 * LENGTH,
+            sliding_window=window,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.dim() == 1))
+    theirs.eval().save_pretrained(tmp_path)
+    loaded = load_llama(tmp_path, EnsembleSpec(graph=read_llama_config(tmp_path, length=LENGTH)))
+    np.testing.assert_allclose(
+        logits_of(restore(loaded), tokens)[0], logits_of(theirs, tokens), rtol=1e-5, atol=1e-5
+    )
+    if window:
+        with pytest.raises(CheckpointError, match="sliding_window"):
+            read_llama_config(tmp_path)
+
+
+def test_numbers_of_special_tokens_that_nobody_gave_are_none(tmp_path: Path) -> None:
+    """Transformers takes 1 and 2 where a config says nothing."""
+    spec = EnsembleSpec(graph=nt_models.llama_tiny(vocabulary=VOCABULARY, length=LENGTH))
+    save_llama(tmp_path, nt_torch.checkpoint(nt_torch.compile(spec)))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
 
 
 def test_a_shorter_length_is_the_beginning_of_the_sequences(tmp_path: Path, tokens: torch.Tensor) -> None:

@@ -41,12 +41,17 @@ from nt_models.llama import llama, llama_arguments
 
 SIZES = {"blocks": 2, "width": 12, "hidden": 20, "heads": 2, "kv_heads": 1, "vocabulary": 11, "length": 7}
 GRAPH = llama(**SIZES)
+SCALINGS = (
+    None,
+    {"kind": "linear", "factor": 2.0},
+    {"kind": "llama3", "factor": 8.0, "low_turns": 1.0, "high_turns": 4.0, "original_length": 64},
+)
 STRUCTURES = (Single(), MultiHead(split=1, heads=3), MultiHead(split=2, heads=2), Independent(count=2))
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
-def trained(structure: Any = Single(), seed: int = 0) -> Checkpoint:  # noqa: B008
-    spec = EnsembleSpec(graph=GRAPH, structure=structure)
+def trained(structure: Any = Single(), seed: int = 0, **changes: Any) -> Checkpoint:  # noqa: B008
+    spec = EnsembleSpec(graph=llama(**SIZES | changes), structure=structure)
     return Checkpoint(spec=spec, values=random_values(spec.layout, seed, np.float32), masks={})
 
 
@@ -127,7 +132,7 @@ def test_arguments_are_read_off_any_llama(data: st.DataObject) -> None:
     heads = kv_heads * factor
     arguments = {
         "blocks": data.draw(st.integers(1, 3)),
-        "width": heads * size * 2,
+        "width": data.draw(st.integers(1, 9)),
         "hidden": data.draw(st.integers(1, 9)),
         "heads": heads,
         "kv_heads": kv_heads,
@@ -135,6 +140,9 @@ def test_arguments_are_read_off_any_llama(data: st.DataObject) -> None:
         "length": data.draw(st.integers(1, 9)),
         "rotary_base": data.draw(st.floats(1, 1e6)),
         "eps": data.draw(st.floats(1e-8, 1e-2)),
+        "head_dim": size * 2,
+        "attention_bias": data.draw(st.booleans()),
+        "rotary_scaling": data.draw(st.sampled_from(SCALINGS)),
     }
     assert llama_arguments(llama(**arguments)) == arguments
 
@@ -194,6 +202,48 @@ def test_old_buffers_are_ignored(folder: Path) -> None:
 
     change_tensors(folder, add)
     assert_same_values(load_llama(folder).values, trained().values)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["plain", "linear", "llama3"])
+@pytest.mark.parametrize("changes", [{"head_dim": 8}, {"attention_bias": True}, {"width": 10, "head_dim": 2}])
+def test_heads_of_any_size_biases_and_scaled_positions_come_back(
+    tmp_path: Path, scaling: Any, changes: dict[str, Any]
+) -> None:
+    before = trained(rotary_scaling=scaling, **changes)
+    save_llama(tmp_path, before)
+    assert read_llama_config(tmp_path) == before.spec.graph
+    loaded = load_llama(tmp_path)
+    assert_same_values(loaded.values, before.values)
+    assert EnsembleSpec.from_dict(json.loads(json.dumps(loaded.spec.to_dict()))) == before.spec
+    biases = [name for name in load_file(tmp_path / TENSORS) if name.endswith("bias")]
+    assert len(biases) == (8 if "attention_bias" in changes else 0)
+
+
+def test_without_a_scaling_a_graphs_file_is_as_it_always_was() -> None:
+    ops = [node["op"] for block in GRAPH.to_dict()["blocks"] for node in block["nodes"]]
+    assert not any("rotary_scaling" in op for op in ops)
+
+
+def test_a_mistral_is_read_where_its_window_hides_nothing(folder: Path, tmp_path: Path) -> None:
+    change_config(folder, model_type="mistral", sliding_window=None)
+    assert_same_values(load_llama(folder).values, trained().values)
+    change_config(folder, sliding_window=5)
+    graph = read_llama_config(folder, length=5)
+    save_llama(tmp_path / "again", load_llama(folder, EnsembleSpec(graph=graph)))
+    content = json.loads((tmp_path / "again" / CONFIG).read_text())
+    assert (content["model_type"], content["max_position_embeddings"]) == ("llama", 5)
+    change_config(folder, sliding_window=..., num_key_value_heads=..., num_attention_heads=8, head_dim=2)
+    assert llama_arguments(read_llama_config(folder))["kv_heads"] == 8  # transformers' own default
+
+
+def test_numbers_of_special_tokens_are_not_invented(folder: Path, tmp_path: Path) -> None:
+    content = json.loads((folder / CONFIG).read_text())
+    assert [content[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [None] * 3
+    change_config(folder, bos_token_id=..., eos_token_id=..., pad_token_id=7)
+    save_llama(tmp_path / "again", load_llama(folder))
+    content = json.loads((tmp_path / "again" / CONFIG).read_text())
+    # What transformers reads from the folder, which says nothing of the first two.
+    assert [content[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 7]
 
 
 # Tied embeddings.
@@ -369,21 +419,38 @@ def test_a_damaged_index_is_named(folder: Path, content: str) -> None:
 
 # What is refused: configs.
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "mistral"}, "model_type: input should be 'llama'; found 'mistral'"),
+    ({"model_type": "qwen2"}, "model_type: input should be 'llama' or 'mistral'; found 'qwen2'"),
+    ({"model_type": "mistral", "sliding_window": 6}, "sliding_window: expected a window .* the 7 .* found 6"),
     ({"hidden_act": "gelu"}, "hidden_act: input should be 'silu'; found 'gelu'"),
-    ({"attention_bias": True}, "attention_bias: input should be False; found True"),
+    ({"attention_bias": 3}, "attention_bias: .* found 3"),
     ({"mlp_bias": True}, "mlp_bias: input should be False; found True"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.rope_type: .* found 'llama3'"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type: .* found 'linear'"),
+    (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        "expected low_freq_factor, high_freq",
+    ),
+    ({"rope_scaling": {"type": "linear"}}, "rope_scaling: expected factor for 'linear'; add"),
+    ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "expected high_turns above low_turns=4, found 4"),
+    ({"rope_scaling": LLAMA3 | {"factor": -8.0}}, "factor: .* found -8.0"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type: .* found 'dynamic'"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: .* found 0.5"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type: .* found 'yarn'"),
     ({"quantization_config": {"bits": 4}}, "quantization_config: input should be None"),
     ({"hidden_size": ...}, "hidden_size: missing; it must be given"),
     ({"vocab_size": 0}, "vocab_size: .* found 0"),
-    ({"head_dim": 8}, "head_dim: expected hidden_size / num_attention_heads = 6, found 8"),
-    ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size=12, found 5"),
-    ({"num_attention_heads": 4, "head_dim": 3}, "even sizes .* found heads=4"),
-    ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 2}, "found heads=6, kv_heads=4"),
+    (
+        {"num_attention_heads": 5, "head_dim": ...},
+        "expected a divisor of hidden_size=12",
+    ),
+    ({"num_attention_heads": 4, "head_dim": 3}, "even size .* found heads=4 of size 3"),
+    ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 2}, "heads=6 of size 2, kv_heads=4"),
     ({"rope_theta": -1.0, "rope_parameters": None}, "rotary_base: .* greater than 0; found -1.0"),
     ({"rms_norm_eps": 0.0}, "eps: .* greater than 0; found 0.0"),
 ]
@@ -444,6 +511,11 @@ def test_a_head_must_be_there(tmp_path: Path, structure: Any, heads: list[int | 
         with pytest.raises(CheckpointError, match=rf"head: expected one of 1 to \d, found {head}"):
             save_llama(tmp_path, trained(structure), head=head)
     assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_transformers_refuses_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="only if its heads divide its width=13, found heads=2"):
+        save_llama(tmp_path, trained(width=13, head_dim=4))
 
 
 def test_a_wrong_value_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from nt_core.graph.ops import Attention as AttentionOp
 from nt_keras.engines.devices import has_accelerator
 from nt_keras.engines.engine import ENGINE, padded_conv, with_dense_gradient
 
@@ -285,10 +286,17 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
     """Scaled dot-product attention of projected queries, keys and values, as the op ``Attention``."""
 
     def __init__(
-        self, heads: int, kv_heads: int, causal: bool, rotary_base: float | None, **kwargs: Any
+        self,
+        heads: int,
+        kv_heads: int,
+        causal: bool,
+        rotary_base: float | None,
+        rotary_scaling: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.heads, self.kv_heads, self.causal, self.rotary_base = heads, kv_heads, causal, rotary_base
+        self.heads, self.kv_heads, self.causal = heads, kv_heads, causal
+        self.rotary_base, self.rotary_scaling = rotary_base, rotary_scaling
 
     def call(self, queries: Any, keys: Any, values: Any) -> Any:
         q, k, v = (
@@ -297,7 +305,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         )
         length, size = q.shape[1], q.shape[3]
         if self.rotary_base is not None:
-            cosine, sine = _rotary(length, size, self.rotary_base, q.dtype)
+            cosine, sine = _rotary(length, self._frequencies(size), q.dtype)
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         if self.heads != self.kv_heads:
             k, v = (ops.repeat(x, self.heads // self.kv_heads, axis=2) for x in (k, v))
@@ -307,11 +315,16 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         mixed = attend(q, k, v, scale=1 / math.sqrt(size), is_causal=self.causal)
         return ops.reshape(mixed, (-1, length, self.heads * size))
 
+    def _frequencies(self, size: int) -> Any:
+        names = ("heads", "kv_heads", "rotary_base", "rotary_scaling")
+        op = AttentionOp(**{name: getattr(self, name) for name in names})
+        return op.frequencies(np.arange(0, size, 2) / size)
+
     def compute_output_shape(self, queries_shape: Any, keys_shape: Any, values_shape: Any) -> Any:
         return queries_shape
 
     def get_config(self) -> dict[str, Any]:
-        names = ("heads", "kv_heads", "causal", "rotary_base")
+        names = ("heads", "kv_heads", "causal", "rotary_base", "rotary_scaling")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
@@ -325,9 +338,9 @@ def _attend(q: Any, k: Any, v: Any, *, scale: float, is_causal: bool) -> Any:
     return ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores, axis=-1), v)
 
 
-def _rotary(length: int, size: int, base: float, dtype: str) -> tuple[Any, Any]:
+def _rotary(length: int, frequencies: Any, dtype: str) -> tuple[Any, Any]:
     """Return cosine and sine of each position's angles, (1, T, 1, d): constants that compilers may fold."""
-    angles = np.arange(length)[:, None] / base ** (np.arange(0, size, 2) / size)
+    angles = np.arange(length)[:, None] * frequencies
     angles = np.concatenate([angles, angles], axis=-1)[None, :, None]
     return ops.cast(np.cos(angles), dtype), ops.cast(np.sin(angles), dtype)
 

@@ -184,9 +184,9 @@ def _flatten(_: ops.Flatten, shapes: Sequence[Shape], settings: Settings) -> Low
 
 
 def _attention(op: ops.Attention, _: Sequence[Shape], settings: Settings) -> Lowered:
-    return Lowered(
-        compute=layers.Attention(op.heads, op.kv_heads, op.causal, op.rotary_base, **settings.common)
-    )
+    scaling = None if op.rotary_scaling is None else op.rotary_scaling.model_dump()
+    layer = layers.Attention(op.heads, op.kv_heads, op.causal, op.rotary_base, scaling, **settings.common)
+    return Lowered(compute=layer)
 
 
 def _pointwise(function: Callable[[Tensor], Tensor], settings: Settings) -> Lowered:

@@ -85,7 +85,11 @@ def _checked(labels: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
         raise DataError(f"targets: expected class numbers, found {labels.dtype}; convert them by .long()")
     labels = labels.long()
     outside = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+    if (
+        torch.compiler.is_compiling()
+        or labels.device.type != "cpu"
+        or torch._C._functorch.maybe_current_level()
+    ):
         return labels.masked_fill(outside, IGNORED), outside.any()
     if outside.any():
         wrong = labels[outside]

@@ -47,8 +47,12 @@ class _MaxPool2d(nn.Module):
 
 
 class _GlobalAvgPool(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.axes = (2, 3) if len(shape) == 3 else (1,)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3) if x.ndim == 4 else 1)
+        return x.mean(self.axes)
 
 
 class _ToSequence(nn.Module):
@@ -67,7 +71,7 @@ class _ClassToken(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, op.features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.weight.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([self.weight.expand(x.shape[0], -1, -1), x], dim=1)
 
 
 class _Positions(nn.Module):
@@ -119,22 +123,21 @@ class _Attention(nn.Module):
         op = self.op
         q, k, v = _split(queries, op.heads), _split(keys, op.kv_heads), _split(values, op.kv_heads)
         if op.rotary_base is not None:
-            cosine, sine = _rotary(q, op.rotary_base)
+            cosine, sine = _rotary(q, op)
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         mixed = scaled_dot_product_attention(q, k, v, is_causal=op.causal, enable_gqa=op.heads != op.kv_heads)
         return mixed.transpose(1, 2).flatten(2)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    batch, length, _ = x.shape
-    return x.view(batch, length, heads, -1).transpose(1, 2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
-def _rotary(q: Tensor, base: float) -> tuple[Tensor, Tensor]:
+def _rotary(q: Tensor, op: ops.Attention) -> tuple[Tensor, Tensor]:
     length, size = q.shape[-2:]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     exponents = torch.arange(0, size, 2, device=q.device, dtype=wide) / size
-    angles = torch.arange(length, device=q.device, dtype=wide)[:, None] / base**exponents
+    angles = torch.arange(length, device=q.device, dtype=wide)[:, None] * op.frequencies(exponents)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(q.dtype), angles.sin().to(q.dtype)
 
@@ -203,7 +206,7 @@ LOWERINGS: Mapping[type[ops.Op], Lowering] = MappingProxyType(
         ops.Activation: lambda op, _: ACTIVATIONS[op.function](),
         ops.MaxPool2d: lambda op, _: _MaxPool2d(op),
         ops.AvgPool2d: lambda op, _: nn.AvgPool2d(op.kernel, op.stride),
-        ops.GlobalAvgPool: lambda *_: _GlobalAvgPool(),
+        ops.GlobalAvgPool: lambda _, shapes: _GlobalAvgPool(shapes[0]),
         ops.Flatten: lambda *_: nn.Flatten(),
         ops.ToSequence: lambda *_: _ToSequence(),
         ops.Transpose: lambda *_: _Transpose(),

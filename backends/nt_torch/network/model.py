@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nt_core import DataError, EnsembleSpec
 from nt_core.graph import INPUT, Tokens
 from nt_core.masks import Mask
+from nt_core.structure import Layout
 from nt_torch.network.execution import Execution
 from nt_torch.network.heads import have_hooks, run_batched
 from nt_torch.network.losses import ensemble_loss
 from nt_torch.network.members import from_examples, from_rows
-from nt_torch.network.parts import PartModule, module_key
+from nt_torch.network.parts import PartModule, module_key, own_tensor
 from nt_torch.network.zeros import MASK, Zeros
 from nt_torch.processes.shards import whole
 
@@ -62,15 +65,9 @@ class Ensemble(nn.Module):
         Raises:
             DataError: inputs have another shape, or tokens are floats.
         """
-        layout = self.spec.layout
-        expected = layout.input_shape
-        if tuple(x.shape[1:]) != expected:
-            raise DataError(
-                f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
-                "images are (batch, channels, height, width)"
-            )
-        if isinstance(layout.graph.input, Tokens) and x.is_floating_point():
-            layout.graph.input.expect_whole(str(x.dtype))
+        layout, given = self.spec.layout, cast("object", x)
+        if not isinstance(given, fx.Proxy):
+            _expect_inputs(layout, x)
         if not torch.compiler.is_compiling():
             self.zeros.settle()
         values = {INPUT: from_examples(layout, x, training=self.training)}
@@ -129,15 +126,16 @@ class Ensemble(nn.Module):
         """Return the present parameter or buffer of a weight's full name.
 
         Do not keep the result, because wrappers may replace parameters.
+
+        Raises:
+            TopologyError: weight_norm, spectral_norm, pruning or another parametrization computes it.
         """
         self.zeros.settle((name,))
         return self.stored(name)
 
     def stored(self, name: str) -> Tensor:
         """Return the same without looking whether inactive elements are zero, to fill it."""
-        found = getattr(self.owner(name), self._paths[name].rpartition(".")[2])
-        assert isinstance(found, Tensor)
-        return found
+        return own_tensor(self.owner(name), self._paths[name].rpartition(".")[2], name)
 
     def owner(self, name: str) -> nn.Module:
         """Return the module that holds a weight and its mask."""
@@ -182,6 +180,17 @@ def _take_loaded(model: nn.Module, _: object) -> None:
     """Take masks as a state has them, which may be denser than the model's were."""
     assert isinstance(model, Ensemble)
     model.zeros.forget()
+
+
+def _expect_inputs(layout: Layout, x: Tensor) -> None:
+    expected = layout.input_shape
+    if tuple(x.shape[1:]) != expected:
+        raise DataError(
+            f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
+            "images are (batch, channels, height, width)"
+        )
+    if isinstance(layout.graph.input, Tokens) and x.is_floating_point():
+        layout.graph.input.expect_whole(str(x.dtype))
 
 
 def fast_layout(model: Ensemble) -> Ensemble:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from nt_core import GraphError
+from nt_core import GraphError, TopologyError
 from nt_core.graph.ops import Op
 from nt_core.structure import Part
 from nt_core.values import Shape
@@ -76,7 +79,7 @@ class PartModule(nn.Module):
                 if key in self.ops:
                     raise GraphError(
                         f"block {block.name!r}, op {node.name!r}: PyTorch names it {key!r}, which is taken; "
-                        "rename the block: a dot and an underscore are the same there"
+                        "rename the block: characters other than letters and digits are underscores there"
                     )
                 module = LOWERINGS[type(node.op)](node.op, [shapes[ref] for ref in node.inputs])
                 self.ops[key] = module
@@ -85,6 +88,12 @@ class PartModule(nn.Module):
             blocks.append(steps)
         self.stages = tuple(_stages(blocks, gives))
         self.gives = gives
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a state dict, also one of an older version."""
+        for name in [name for name in state_dict if name.startswith(prefix) and "/" in name]:
+            state_dict[present_name(name)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, values: Values, *, recompute: bool = False) -> Values:
         """Run all ops, and return the values that are read outside.
@@ -121,14 +130,58 @@ def _run_stage(stage: Stage, compute: Compute, values: Values) -> Values:
     return {ref: values[ref] for ref in stage.gives}
 
 
+def own_tensor(owner: nn.Module, attribute: str, name: str) -> Tensor:
+    """Return a module's own parameter or buffer.
+
+    Args:
+        owner: the module of an op.
+        attribute: ``weight`` or ``bias``, say.
+        name: the weight's full name, for the error.
+
+    Raises:
+        TopologyError: something computes it at each use (weight_norm, spectral_norm, torch.nn.utils.prune, a
+            parametrization of one's own), so that a change in place is lost.
+    """
+    for kept in (owner._parameters, owner._buffers):
+        found = kept.get(attribute)
+        if found is not None:
+            return found
+    makers = " and ".join(type(each).__name__ for each in _makers(owner, attribute)) or "something else"
+    raise TopologyError(
+        f"weight {name!r}: expected a parameter of its {type(owner).__name__}, found {attribute!r} computed "
+        f"by {makers}; masks and checkpoints hold a weight's own values: leave weight_norm, spectral_norm, "
+        "torch.nn.utils.prune and other parametrizations away from this model"
+    )
+
+
+def _makers(owner: nn.Module, attribute: str) -> Iterator[object]:
+    """Yield what computes an attribute: parametrizations, or the hooks that torch.nn.utils once used."""
+    if is_parametrized(owner, attribute):
+        yield from getattr(owner.parametrizations, attribute)
+    for hook in owner._forward_pre_hooks.values():
+        if attribute in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None)):
+            yield hook
+
+
 def module_key(block: str, node: str) -> str:
-    """Return the name of an op's module without dots, which PyTorch reserves for nesting.
+    """Return the name of an op's module: an identifier, because tools write it into code and into paths.
 
     Example:
-        >>> module_key("stage3.1", "conv1")
-        'stage3_1/conv1'
+        >>> module_key("stage3.1", "conv1"), module_key("1", "conv1")
+        ('stage3_1__conv1', '_1__conv1')
     """
-    return f"{block}/{node}".replace(".", "_")
+    key = re.sub(r"\W", "_", f"{block}__{node}")
+    return f"_{key}" if key[0].isdigit() else key
+
+
+def present_name(name: str) -> str:
+    """Return the name in a state dict for one of an older version, in which modules were ``block/op``.
+
+    Example:
+        >>> present_name("heads.0.ops.stage3_1/conv1.weight"), present_name("heads.0.ops.stem__conv1.bias")
+        ('heads.0.ops.stage3_1__conv1.weight', 'heads.0.ops.stem__conv1.bias')
+    """
+    return ".".join(module_key(*part.split("/")) if "/" in part else part for part in name.split("."))
 
 
 def _stages(blocks: list[list[Step]], gives: tuple[str, ...]) -> Iterator[Stage]:

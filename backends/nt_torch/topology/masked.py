@@ -16,6 +16,7 @@ from nt_core.random import Stream
 from nt_core.structure import PlacedWeight
 from nt_core.topology import AnyTopology, Bits, draw, expect_shardable, pack, unpack
 from nt_torch.network.model import Ensemble, as_numpy
+from nt_torch.network.parts import own_tensor
 from nt_torch.network.remask import remask_
 from nt_torch.network.zeros import MASK, Version, version
 from nt_torch.processes.shards import ShardedArrays, first_row, is_sharded, like, local, placed_like
@@ -40,8 +41,12 @@ class MaskedWeight:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, dense, with exact zeros where inactive."""
-        weight = self.owner.weight
+        """The parameter, dense, with exact zeros where inactive.
+
+        Raises:
+            TopologyError: weight_norm, spectral_norm, pruning or another parametrization computes it.
+        """
+        weight = own_tensor(self.owner, "weight", self.name)
         assert isinstance(weight, nn.Parameter)
         return weight
 
@@ -129,8 +134,19 @@ class MaskedWeight:
 
 
 def masked_weights(model: Ensemble) -> tuple[MaskedWeight, ...]:
-    """List the weights of a model that have a mask, in the layout's order."""
-    placed = [p for p in model.spec.layout.sparsifiable if model.mask(p.name) is not None]
+    """List the weights of a model that have a mask, in the layout's order.
+
+    Raises:
+        TopologyError: some weights have one and others have lost it.
+    """
+    sparsifiable = model.spec.layout.sparsifiable
+    placed = [p for p in sparsifiable if model.mask(p.name) is not None]
+    if 0 < len(placed) < len(sparsifiable):
+        lost = next(p.name for p in sparsifiable if model.mask(p.name) is None)
+        raise TopologyError(
+            f"weight {lost!r}: expected a mask, as the other weights have, found none; torch.nn.utils.prune "
+            "deletes it: compile or load the model again"
+        )
     return tuple(MaskedWeight(p, model.owner(p.name)) for p in placed)
 
 

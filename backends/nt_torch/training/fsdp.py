@@ -67,11 +67,9 @@ def shard(
 
 def _blocks(part: PartModule) -> list[list[nn.Module]]:
     """Return the modules with weights, for each block of a part."""
-    blocks: dict[str, list[nn.Module]] = {}
-    for key, op in part.ops.items():
-        if list(op.parameters()):
-            blocks.setdefault(key.partition("/")[0], []).append(op)
-    return list(blocks.values())
+    blocks = [[part.ops[step.key] for step, _ in stage.steps] for stage in part.stages]
+    owning = [[op for op in block if list(op.parameters())] for block in blocks]
+    return [block for block in owning if block]
 
 
 def expect_divisible(spec: EnsembleSpec, training: Training) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nt_torch.network.execution import Execution
 from nt_torch.network.model import Ensemble
+from nt_torch.network.parts import present_name
 from nt_torch.processes.group import from_main
 from nt_torch.processes.shards import like
 from nt_torch.topology.topology import Topology
@@ -65,7 +66,8 @@ def begun(wanted: Execution | None, found: Mapping[str, Any] | None) -> Executio
 def restore_model(found: Mapping[str, Any], model: Ensemble) -> None:
     """Restore weights, masks and statistics; whole tensors are sharded like the model."""
     own = model.state_dict()
-    model.load_state_dict({name: like(own[name], value) for name, value in _to_torch(found["model"]).items()})
+    saved = {present_name(name): value for name, value in _to_torch(found["model"]).items()}
+    model.load_state_dict({name: like(own[name], value) for name, value in saved.items()})
 
 
 def restore_state(found: Mapping[str, Any], accelerator: Accelerator, topology: Topology) -> None:

@@ -19,7 +19,10 @@ from nt_models.huggingface.config import ARGUMENTS, CONFIG, LlamaConfig, read_co
 from nt_models.huggingface.tensors import expect_tensors, sources, tensor_name
 from nt_models.llama import llama, llama_arguments
 
-KEPT: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+TOKENS: Final = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+"""Numbers of special tokens that transformers takes where ``config.json`` has no such field."""
+
+KEPT: Final = (*TOKENS, "max_position_embeddings")
 """Fields of ``config.json`` that are not part of a graph; a checkpoint's record keeps them."""
 
 RECORD: Final = "huggingface"
@@ -30,12 +33,12 @@ def read_llama_config(folder: str | Path, *, length: int | None = None) -> Block
     """Make the graph that a folder's ``config.json`` describes.
 
     Args:
-        folder: written by ``save_pretrained`` of a ``LlamaForCausalLM``.
+        folder: written by ``save_pretrained`` of a ``LlamaForCausalLM``, or of a ``MistralForCausalLM``.
         length: of the sequences; None: the greatest, ``max_position_embeddings``.
 
     Raises:
         CheckpointError: the file is missing or damaged, the network is one that ``llama`` does not compute,
-            or the length exceeds the greatest.
+            or the length exceeds the greatest, or a Mistral's window.
     """
     config, _ = read_config(Path(folder))
     return _graph(Path(folder), config, length)
@@ -74,6 +77,9 @@ def load_llama(
     spec = spec or EnsembleSpec(graph=_graph(folder, config, None))
     _expect_heads(spec)
     _expect_same_network(folder, config, spec)
+    kept = TOKENS | _kept(content)
+    if config.window is not None:
+        kept["max_position_embeddings"] = min(config.max_position_embeddings, config.window)
     stored = stored_tensors(folder)
     expect_tensors(folder, spec.layout, stored, tied=config.tie_word_embeddings)
     tensors = sources(spec.layout, tied=config.tie_word_embeddings)
@@ -86,7 +92,7 @@ def load_llama(
         raise SpecError(f"masks: expected 'initial' or 'magnitude', found {masks!r}")
     for name, mask in chosen.items():
         values[name][~mask.dense()] = 0
-    return Checkpoint(spec=spec, values=values, masks=chosen, record={RECORD: _kept(content)})
+    return Checkpoint(spec=spec, values=values, masks=chosen, record={RECORD: kept})
 
 
 def save_llama(
@@ -97,6 +103,9 @@ def save_llama(
     The folder never holds a mixture of two models that could be opened, because the config is written last,
     and an old config is removed first.
 
+    Numbers of special tokens are those of the folder that the values come from. Where there is none they are
+    written as null, because transformers takes 1 and 2 where nothing is written.
+
     Args:
         folder: made if it does not exist; other files in it, those of a tokenizer say, are left alone.
         checkpoint: of a spec whose graph ``llama`` makes; inactive connections are written as zeros.
@@ -105,11 +114,18 @@ def save_llama(
 
     Raises:
         CheckpointError: there is no such head, a value is missing or of a wrong shape, the folder holds a
-            model already, or it cannot be written.
+            model already, it cannot be written, or transformers does not open one with such heads.
         GraphError: the graph is no LLaMA.
     """
     folder, spec = Path(folder), checkpoint.spec
-    config = LlamaConfig.of(llama_arguments(spec.graph)).to_json() | _kept(checkpoint.record.get(RECORD, {}))
+    arguments = llama_arguments(spec.graph)
+    if arguments["width"] % arguments["heads"]:
+        raise CheckpointError(
+            f"{folder}: transformers opens a LLaMA only if its heads divide its width={arguments['width']}, "
+            f"found heads={arguments['heads']}; the checkpoint's own format holds any"
+        )
+    config = LlamaConfig.of(arguments).to_json()
+    config |= dict.fromkeys(TOKENS) | _kept(checkpoint.record.get(RECORD, {}))
     _expect_heads(spec)
     expect_values(checkpoint)
     parts = ("backbone", f"head{_expect_head(spec, head)}")
@@ -143,8 +159,15 @@ def _graph(folder: Path, config: LlamaConfig, length: int | None) -> BlockGraph:
             f"{folder / CONFIG}: max_position_embeddings: expected a length of at most {longest}, found "
             f"{length}; choose a shorter one"
         )
+    length = longest if length is None else length
+    if config.window is not None and length > config.window:
+        raise CheckpointError(
+            f"{folder / CONFIG}: sliding_window: expected a window that holds the {length} tokens of a "
+            f"sequence, found {config.window}; llama computes no window: give a length of at most "
+            f"{config.window} to read_llama_config"
+        )
     try:
-        return llama(**config.arguments() | {"length": longest if length is None else length})
+        return llama(**config.arguments() | {"length": length})
     except NeuroTrailsError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
 

@@ -53,7 +53,7 @@ def tensor_name(placed: PlacedWeight) -> str:
     block, node = placed.block.name, placed.node.name
     if placed.block.kind != "counted":
         return OUTSIDE[f"{block}/{node}"]
-    return f"model.layers.{int(block.removeprefix('block')) - 1}.{IN_BLOCK[node]}.weight"
+    return f"model.layers.{int(block.removeprefix('block')) - 1}.{IN_BLOCK[node]}.{placed.weight.name}"
 
 
 def sources(layout: Layout, *, tied: bool) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from nt_core.graph.ops.attention import Attention
+from nt_core.graph.ops.attention import AnyRotaryScaling, Attention, LinearScaling, Llama3Scaling
 from nt_core.graph.ops.base import Factors, MemberNorm, Op, Padding, Pair, ScaledOp, SharedOp
 from nt_core.graph.ops.dense import AnyDense, Embedding, Linear
 from nt_core.graph.ops.elementwise import Activation, Add, AnyElementwise, Concat, Dropout, Flatten, Multiply
@@ -34,6 +34,7 @@ __all__ = [
     "Activation",
     "Add",
     "AnyOp",
+    "AnyRotaryScaling",
     "Attention",
     "AvgPool2d",
     "BatchNorm",
@@ -47,6 +48,8 @@ __all__ = [
     "GlobalAvgPool",
     "LayerNorm",
     "Linear",
+    "LinearScaling",
+    "Llama3Scaling",
     "MaxPool2d",
     "MemberNorm",
     "Multiply",

@@ -256,12 +256,14 @@ def test_query_heads_share_key_and_value_heads_in_runs() -> None:
 
 def test_rotary_positions_are_relative_and_keep_lengths() -> None:
     q, k = rng(0).normal(size=(2, 1, 1, 1, 6))
-    turned_q, turned_k = rotate(np.repeat(q, 5, 2), 50.0), rotate(np.repeat(k, 5, 2), 50.0)
+    op = ops.Attention(heads=1, kv_heads=1, rotary_base=50.0)
+    angles = op.frequencies(np.arange(0, 6, 2) / 6) * np.arange(5)[:, None]
+    turned_q, turned_k = rotate(np.repeat(q, 5, 2), angles), rotate(np.repeat(k, 5, 2), angles)
     np.testing.assert_allclose(np.linalg.norm(turned_q, axis=-1), np.linalg.norm(q), rtol=1e-12)
     scores = (turned_q @ turned_k.swapaxes(2, 3))[0, 0]
     for offset in range(-4, 5):
         np.testing.assert_allclose(np.diff(np.diagonal(scores, offset)), 0, atol=1e-12)
-    np.testing.assert_allclose(rotate(turned_q, 50.0, back=True), np.repeat(q, 5, 2), rtol=1e-12)
+    np.testing.assert_allclose(rotate(turned_q, -angles), np.repeat(q, 5, 2), rtol=1e-12)
 
 
 # Whole ensembles.

@@ -41,7 +41,7 @@ def test_accumulation_must_divide_the_batch():
 
 
 def test_blocks_that_pytorch_could_not_tell_apart_are_an_error():
-    with pytest.raises(GraphError, match="block 'a_b', op 'fc': PyTorch names it 'a_b/fc', which is taken"):
+    with pytest.raises(GraphError, match="block 'a_b', op 'fc': PyTorch names it 'a_b__fc', which is taken"):
         nt_torch.compile(alike())
 
 
