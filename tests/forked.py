@@ -7,7 +7,17 @@ import signal
 from multiprocessing.context import ForkServerContext
 from typing import Final
 
-PRELOADED: Final = ["torch._dynamo", "accelerate", "datasets", "nt_torch", "nt_lab.training.train"]
+PRELOADED: Final = [
+    "accelerate",
+    "datasets",
+    "nt_lab.cli.main",
+    "nt_lab.training.train",
+    "nt_torch",
+    "pytest",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "typer.testing",
+]
 
 
 def forkserver() -> ForkServerContext:

@@ -6,6 +6,7 @@ Only tests import this module, because the core does not depend on Hypothesis.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -113,22 +114,25 @@ def patch_nets(draw: st.DrawFn) -> BlockGraph:
     return net.build()
 
 
+@cache  # a test draws from it thousands of times; making it each time takes as long
 def block_graphs() -> st.SearchStrategy[BlockGraph]:
     """Draw networks of any kind."""
     return st.one_of(perceptrons(), conv_nets(), transformers(), patch_nets())
 
 
-@st.composite
-def structures(draw: st.DrawFn, graph: BlockGraph, *, most: int = 3) -> Structure:
+def structures(graph: BlockGraph, *, most: int = 3) -> st.SearchStrategy[Structure]:
     """Draw a structure that fits a graph: any kind, any split by number or by name, 1 to most members."""
+    return _structures(tuple(graph.counted), most)
+
+
+@cache
+def _structures(counted: tuple[str, ...], most: int) -> st.SearchStrategy[Structure]:
     members = st.integers(1, most)
-    splits = st.one_of(st.integers(0, len(graph.counted)), *[st.just(name) for name in graph.counted])
-    return draw(
-        st.one_of(
-            st.just(Single()),
-            st.builds(Independent, count=members),
-            st.builds(MultiHead, split=splits, heads=members),
-        )
+    splits = st.one_of(st.integers(0, len(counted)), *[st.just(name) for name in counted])
+    return st.one_of(
+        st.just(Single()),
+        st.builds(Independent, count=members),
+        st.builds(MultiHead, split=splits, heads=members),
     )
 
 
@@ -140,6 +144,7 @@ def cases(draw: st.DrawFn, graphs: st.SearchStrategy[BlockGraph] | None = None) 
     return Case(name=name, graph=graph, structure=draw(structures(graph)), kind="model", batch=4)
 
 
+@cache
 def weight_shapes() -> st.SearchStrategy[Shape]:
     """Draw shapes of weights: one element, very tall, very wide, and convolution kernels."""
     side, few = st.integers(1, 300), st.integers(1, 3)

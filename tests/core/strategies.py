@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ GROWS: tuple[Criterion, ...] = (
 FEW = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0])
 
 
+@cache  # making strategies and checking them would take longer than drawing from them
 def values(size: int, dtype: Any) -> st.SearchStrategy[NDArray[Any]]:
     """Draw finite numbers: ties everywhere, all alike, or anything, the smallest and largest included."""
     wide = st.floats(allow_nan=False, allow_infinity=False, width=np.dtype(dtype).itemsize * 8)  # type: ignore[arg-type]
@@ -66,19 +68,29 @@ def values(size: int, dtype: Any) -> st.SearchStrategy[NDArray[Any]]:
     )
 
 
+@cache
+def flags(size: int) -> st.SearchStrategy[NDArray[np.bool_]]:
+    """Draw which elements are active: any, none, or all."""
+    alike = st.sampled_from([np.zeros(size, np.bool_), np.ones(size, np.bool_)])
+    return st.one_of(hnp.arrays(np.bool_, size), alike.map(np.copy))
+
+
+@cache
+def divisors(size: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([number for number in range(1, size + 1) if size % number == 0])
+
+
+KINDS = st.sampled_from([np.float32, np.float64])
+
+
 @st.composite
 def layers(draw: st.DrawFn, name: str = "head1/a/fc.weight", most: int = 40, dtype: Any = None) -> Layer:
     """Draw one weight as a policy sees it: any density, inactive weights exactly 0."""
     size = draw(st.integers(1, most))
-    kind = draw(st.sampled_from([np.float32, np.float64])) if dtype is None else dtype
-    active = draw(
-        st.one_of(
-            hnp.arrays(np.bool_, size),
-            st.sampled_from([np.zeros(size, np.bool_), np.ones(size, np.bool_)]).map(np.copy),
-        )
-    )
+    kind = draw(KINDS) if dtype is None else dtype
+    active = draw(flags(size))
     weights = np.where(active, draw(values(size, kind)), 0).astype(kind)
-    rows = draw(st.sampled_from([rows for rows in range(1, size + 1) if size % rows == 0]))
+    rows = draw(divisors(size))
     gradients, momentum = draw(values(size, kind)), draw(values(size, kind))
     return Layer(
         name=name,
@@ -93,7 +105,7 @@ def layers(draw: st.DrawFn, name: str = "head1/a/fc.weight", most: int = 40, dty
 @st.composite
 def layer_lists(draw: st.DrawFn, most: int = 20, fewest: int = 1) -> list[Layer]:
     """Draw the weights of a whole network, all of one dtype."""
-    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    dtype = draw(KINDS)
     count = draw(st.integers(fewest, 4))
     return [draw(layers(name=f"head1/b{i}/fc.weight", most=most, dtype=dtype)) for i in range(count)]
 

@@ -11,10 +11,7 @@ os.environ.setdefault(
 )
 
 import hypothesis
-import keras
 import pytest
-
-import nt_keras
 
 hypothesis.settings.register_profile(
     "tests", hypothesis.settings.get_profile("patient"), derandomize=True, max_examples=50
@@ -28,11 +25,15 @@ def pytest_configure(config):
         "filterwarnings",
         "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
     )
-    one_thread()
+    # The process of xdist that hands tests out runs none; importing an engine would keep its workers waiting.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
+        one_thread()
 
 
 def one_thread():
     """Small tensors gain nothing from threads, and busy machines lose much by them."""
+    import keras
+
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -46,6 +47,8 @@ def one_thread():
 
 def pytest_runtest_teardown():
     """Leave a test's garbage where it is: TensorFlow takes as long to free graphs as to run most tests."""
+    import keras
+
     if keras.backend.backend() == "tensorflow":
         gc.freeze()
 
@@ -53,6 +56,8 @@ def pytest_runtest_teardown():
 @pytest.fixture
 def float64(monkeypatch):
     """Let float64 be float64: JAX computes in float32 unless it is asked, Keras with all but TensorFlow."""
+    import keras
+
     monkeypatch.setitem(keras.src.backend.common.dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
     if keras.backend.backend() == "jax":
         import jax
@@ -66,6 +71,8 @@ def float64(monkeypatch):
 @pytest.fixture(scope="session")
 def backend():
     """What tests of both backends call: the package, and what is said in another way in each."""
+    import nt_keras
+
     return SimpleNamespace(
         **vars(nt_keras),
         assign=nt_keras.Ensemble.set_array,
@@ -76,11 +83,15 @@ def backend():
 
 
 def own_loop(model, **options):
+    import nt_keras
+
     model.compile(optimizer=nt_keras.sparse("sgd", model), loss=nt_keras.ensemble_loss())
     nt_keras.Topology(model, **options)
 
 
 def own_loss(model, x, y):
+    import nt_keras
+
     optimizer = nt_keras.sparse("sgd", model) if model.masked else "sgd"
     model.compile(optimizer=optimizer, loss=nt_keras.ensemble_loss())
     return float(model.test_on_batch(x, y))

@@ -53,9 +53,12 @@ def wide_perceptrons(draw: st.DrawFn) -> BlockGraph:
     return nt_models.mlp(inputs=draw(widths), hidden=tuple(sizes), classes=draw(widths))
 
 
+GRAPHS = st.one_of(block_graphs(), wide_perceptrons())
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    graph = draw(st.one_of(block_graphs(), wide_perceptrons()))
+    graph = draw(GRAPHS)
     return draw(structures(graph)).layout(graph)
 
 

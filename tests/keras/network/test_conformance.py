@@ -222,6 +222,11 @@ def named(*names):
     return [case for case in CASES if case.name in names]
 
 
+def together(cases):
+    """Let one worker of xdist run all checks of a case, whose model it builds once."""
+    return [pytest.param(case, marks=pytest.mark.xdist_group(case.name)) for case in cases]
+
+
 def test_every_op_has_a_lowering():
     assert set(LOWERINGS) == set(ops.OPS)
 
@@ -238,7 +243,7 @@ def test_an_op_without_a_lowering_is_named():
 
 @DTYPES
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", together(CASES), ids=str)
 def test_conforms_to_the_reference(case, check, dtype):
     check(KerasBackend(dtype), case, dtype)
 

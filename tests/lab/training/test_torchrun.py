@@ -27,7 +27,7 @@ from ranks import in_processes
 
 DOCS = Path(__file__).parents[3] / "docs"
 SECONDS = 500
-"""When processes are taken to wait for each other for ever; no test comes near it on a busy machine."""
+"""When processes are taken to wait for each other for ever; no test comes near it on any machine."""
 
 SMALL = {
     "neurotrails": ["--set", "graph.width=1", "--epochs", "1"],

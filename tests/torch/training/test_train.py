@@ -1,5 +1,8 @@
 """Training, evaluation and checkpoints in PyTorch."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +69,9 @@ def test_a_device_that_is_not_there(device, tmp_path):
         nt_torch.load(tmp_path, device=device)
 
 
-def test_a_tracker_writes(backend, tmp_path):
+def test_a_tracker_writes(backend, tmp_path, monkeypatch):
+    # TensorBoard would import TensorFlow, if it is there, to open files.
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", ModuleType("notf"))
     train(backend, short("neurotrails"), trackers=["tensorboard"], folder=tmp_path)
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
