@@ -112,7 +112,7 @@ def save_run(
 
     Example:
         >>> import tempfile
-        >>> import nt_core, nt_models, nt_keras
+        >>> import numpy as np, nt_core, nt_models, nt_keras
         >>> from nt_core.runs import FILES
         >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
         >>> model = nt_keras.compile(spec)

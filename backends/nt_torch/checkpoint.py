@@ -116,7 +116,7 @@ def save_run(
 
     Example:
         >>> import tempfile
-        >>> import nt_core, nt_models, nt_torch
+        >>> import numpy as np, nt_core, nt_models, nt_torch
         >>> from nt_core.runs import FILES
         >>> spec = nt_core.PRESETS["static"](nt_models.mlp(inputs=8, hidden=(16,), classes=3))
         >>> model = nt_torch.compile(spec)

@@ -76,6 +76,10 @@ class Preprocessing(Value):
                 f"preprocessing.shape: expected (channels, height, width) of images in bytes, or (features,) "
                 f"of vectors, found {self.shape}"
             )
+        if self.resize not in (None, self.shape[1:]):
+            raise SpecError(
+                f"preprocessing.resize: expected {self.shape[1:]} as in shape, found {self.resize}"
+            )
         for name in ("low", "high"):
             found = getattr(self, name)
             if found is not None and len(found) != channels:

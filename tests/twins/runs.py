@@ -110,13 +110,7 @@ def test_what_a_run_is_told_is_checked(backend, tmp_path):
         ({"metrics": metrics, "history": [{"model": model}]}, r"history\.model: expected text"),
         ({"metrics": metrics, "classes": ["a", "a", "b"]}, "distinct names"),
         ({"metrics": metrics, "classes": list("abcd")}, "4 names for 3 classes"),
-        (
-            {
-                "metrics": metrics,
-                "preprocessing": Preprocessing.of_images((1, 1, 5), mean=(0.0,), std=(1.0,)),
-            },
-            "examples of the network's input shape",
-        ),
+        ({"metrics": metrics, "preprocessing": small}, "examples of the network's input shape"),
     ):
         with pytest.raises(NeuroTrailsError, match=said):
             backend.save_run(tmp_path / "run", model, **told)

@@ -111,5 +111,7 @@ def test_records_are_checked_because_files_come_from_strangers() -> None:
         with pytest.raises(CheckpointError, match=r"record: data\.classes: expected distinct names"):
             classes_of({"data": {"classes": names}})
     assert classes_of({"data": 3}) is None
+    with pytest.raises(SpecError, match=r"expected \(4, 5\) as in shape"):
+        COLOUR.replace(resize=(1 << 30, 1 << 30))
     with pytest.raises(SpecError, match="mean and std of 3 channels"):
         COLOUR.replace(shape=(3, 4, 5), normalisation=Normalisation(mean=(1.0,), std=(1.0,)))
