@@ -10,6 +10,7 @@ from nt_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nt_core.masks import Mask
 from nt_keras.compile import Ensemble, fill
 from nt_keras.engines.devices import on_device
+from nt_keras.network.model import expect_network
 
 
 def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -26,6 +27,7 @@ def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Chec
         >>> sum(mask.count for mask in saved.masks.values())
         35
     """
+    expect_network(model)
     masks = {}
     for name in model.masked:
         active = model.mask(name)

@@ -116,6 +116,7 @@ class EnsembleAccuracy(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
     ) -> None:
         super().__init__(fn=self._right, name=name, dtype=dtype)
         self.aggregation = aggregation
+        self._direction = "up"  # for callbacks that monitor it
 
     def _right(self, y_true: Any, y_pred: Any) -> Any:
         targets = _targets(y_true, y_pred)
@@ -142,6 +143,7 @@ class Disagreement(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
 
     def __init__(self, name: str = "disagreement", dtype: Any = None) -> None:
         super().__init__(fn=self._pairs, name=name, dtype=dtype)
+        self._direction = "up"  # more diverse members are better, for callbacks that monitor it
 
     def _pairs(self, y_true: Any, y_pred: Any) -> Any:
         chosen, members = ops.argmax(y_pred, axis=-1), y_pred.shape[1]
