@@ -15,6 +15,7 @@ from nt_core.runs import versions, write_run
 from nt_core.training import Preprocessing, Trained, Training
 from nt_keras.compile import Ensemble, fill
 from nt_keras.engines.devices import on_device
+from nt_keras.network.model import expect_network
 
 
 def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -31,6 +32,7 @@ def checkpoint(model: Ensemble, record: Mapping[str, Any] | None = None) -> Chec
         >>> sum(mask.count for mask in saved.masks.values())
         35
     """
+    expect_network(model)
     masks = {}
     for name in model.masked:
         active = model.mask(name)

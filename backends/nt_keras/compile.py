@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nt_core import EnsembleSpec, initial_masks, initial_values
-from nt_core.errors import TopologyError
+from nt_core.errors import CheckpointError, TopologyError
 from nt_core.masks import Mask
 from nt_core.topology import expect_chosen
 from nt_keras.engines import engine
 from nt_keras.engines.layouts import to_keras
+from nt_keras.network.kernels import moving, set_masks
 from nt_keras.network.layers import register
 from nt_keras.network.losses import EnsembleLoss, expect_classes
 from nt_keras.network.model import Network
@@ -43,6 +44,8 @@ class Ensemble(Network):
         spec: of the ensemble.
     """
 
+    _traced: tuple[int, ...] = ()  # what the training step was made for
+
     def set_mask(self, name: str, mask: Mask) -> None:
         """Give a weight a mask and set its inactive elements to zero.
 
@@ -56,21 +59,48 @@ class Ensemble(Network):
                 "not dense"
             )
         variable.mask.assign(to_keras(mask.dense(), self.axes(name)))
-        self._follow_masks([variable])
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set all variables, also masks, as ``keras.Model.set_weights``, and mask the optimiser's."""
+        """Set all variables, also masks, as ``keras.Model.set_weights``, and mask the optimiser's.
+
+        Raises:
+            TopologyError: a mask has values that are neither true nor false.
+        """
+        set_masks(self.weights, weights)
         super().set_weights(weights)
-        self._follow_masks()
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Load all variables, also masks, as ``keras.Model.load_weights``, and mask the optimiser's."""
-        super().load_weights(*args, **kwargs)
-        self._follow_masks()
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Load all variables, also masks, as ``keras.Model.load_weights``, and mask the optimiser's.
 
-    def _follow_masks(self, kernels: Sequence[Any] | None = None) -> None:
+        Raises:
+            CheckpointError: the file is of Keras' legacy format.
+        """
+        if not str(filepath).endswith(".weights.h5"):
+            expect_format(filepath)
+        super().load_weights(filepath, *args, **kwargs)
+
+    def set_state_tree(self, state_tree: Mapping[str, Any]) -> None:
+        """Set all variables, also masks, as ``keras.Model.set_state_tree``, and mask the optimiser's."""
+        super().set_state_tree(state_tree)
+        super().set_state_tree(state_tree)  # once more, now with the new masks
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save everything, as ``keras.Model.save``.
+
+        Raises:
+            CheckpointError: the file's name is of Keras' legacy format.
+        """
+        expect_format(filepath)
+        super().save(filepath, *args, **kwargs)
+
+    def jax_state_sync(self) -> None:
+        """Move the values that JAX's training loop keeps back into the variables."""
+        with moving():
+            super().jax_state_sync()
+
+    def _follow_masks(self) -> None:
         """Set inactive elements to zero, in kernels and in the optimiser's variables."""
-        kernels = [self.variable(name) for name in self.masked] if kernels is None else kernels
+        kernels = [self.variable(name) for name in self.masked]
         optimizer = unscaled(getattr(self, "optimizer", None))
         if isinstance(optimizer, Sparse) and optimizer.built:
             optimizer.follow([kernel for kernel in kernels if optimizer.knows(kernel)])
@@ -105,7 +135,7 @@ class Ensemble(Network):
             with engine.scope_of(self.trainable_variables[0]):
                 self.optimizer.build(self.trainable_variables)
         if self.masked:
-            find_sparse(self.optimizer).expect_known(self.trainable_variables)
+            find_sparse(self.optimizer).train(self.trainable_variables)
             self._expect_chosen()
 
     def _expect_chosen(self) -> None:
@@ -161,9 +191,21 @@ class Ensemble(Network):
         return guarded_step(self, super().train_step, *given)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Make the function that trains one step, after a check that the optimiser keeps to the masks."""
+        """Make the function that trains one step, after a check that the optimiser keeps to the masks.
+
+        It is made again once layers were frozen or not, or once a setting of the optimiser was changed.
+        """
         if self.masked:
             self.build_optimizer()
+        elif engine.ENGINE == "jax" and self.optimizer.built:
+            trained = len(self.optimizer._trainable_variables)
+            if trained != len(self.trainable_variables):
+                raise TopologyError(
+                    f"optimizer: it was made for {trained} trainable variables, found "
+                    f"{len(self.trainable_variables)} after layers were frozen or not; compile again"
+                )
+        traced = (getattr(self.optimizer, "changes", 0), *map(id, self.trainable_variables))
+        force, self._traced = force or traced != self._traced, traced
         return super().make_train_function(force)
 
 
@@ -199,8 +241,24 @@ def compile(  # noqa: A001
 def fill(
     model: Ensemble, values: Iterable[tuple[str, NDArray[Any]]], masks: Iterable[tuple[str, Mask]]
 ) -> None:
-    """Give a model values and masks, in the canonical layout."""
-    for name, value in values:
-        model.set_array(name, value)
+    """Give a model masks and values, in the canonical layout; values of inactive elements become zero."""
     for name, mask in masks:
         model.set_mask(name, mask)
+    for name, value in values:
+        model.set_array(name, value)
+
+
+def expect_format(path: Any) -> None:
+    """Check that a file's name is of a format that keeps an ensemble.
+
+    Raises:
+        CheckpointError: the format is Keras' legacy one.
+
+    Example:
+        >>> expect_format("model.keras")
+    """
+    if str(path).endswith((".h5", ".hdf5")):
+        raise CheckpointError(
+            f"{path}: Keras' legacy format does not keep an ensemble; save to a name that ends in .keras, or in "
+            ".weights.h5 by save_weights, or by nt_keras.save for every backend"
+        )

@@ -13,6 +13,7 @@ from nt_core.metrics import Aggregation, Metrics, evaluation_batch_size
 from nt_keras.batches import as_batches
 from nt_keras.compile import Ensemble
 from nt_keras.engines.layouts import batch_to_keras
+from nt_keras.network.model import expect_network
 
 
 def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> NDArray[np.float32]:
@@ -32,6 +33,7 @@ def predict(model: Ensemble, inputs: NDArray[Any], *, batch_size: int = 256) -> 
         >>> predict(nt_keras.compile(spec), np.zeros((5, 8), np.float32)).shape
         (3, 5, 3)
     """
+    expect_network(model)
     parts = [inputs[start : start + batch_size] for start in range(0, max(len(inputs), 1), batch_size)]
     return np.concatenate([_logits(model, part) for part in parts], axis=1)
 
@@ -47,6 +49,7 @@ def evaluate(
         batch_size: number of examples at a time; None: a number that keeps the logits small.
         aggregation: a fitted aggregation, say; None: the mean that the spec names.
     """
+    expect_network(model)
     spec = model.spec
     size = batch_size or evaluation_batch_size(spec.members, spec.graph.output_shape)
     test = as_batches(data, spec, where="test")

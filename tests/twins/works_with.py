@@ -1,4 +1,4 @@
-"""The tables of the page "What works with what", whose rows tests run one by one."""
+"""Rows of the tables in docs/reference/works-with.md, each of which is tested."""
 
 import ast
 from pathlib import Path
@@ -6,12 +6,17 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "works-with.md"
 
 
-def rows(heading: str) -> dict[str, str]:
-    """Return the rows of the table under a heading: what is tried → the result."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return {first: result for first, result, *_ in cells[2:]}
+def rows(heading):
+    """Return the rows of the table under a heading: ("optimiser", "`SGD`") → "works", say."""
+    _, _, rest = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    lines = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["kind", "what", "result", "how"], cells[0]
+    assert {len(row) for row in cells} == {4}
+    found = {(kind, what): result for kind, what, result, _ in cells[2:]}
+    assert len(found) == len(cells) - 2, "two rows with one name"
+    assert set(found.values()) == {"works", "refused"}
+    return found
 
 
 def expect_tested(heading: str, tests: dict[str, str], folder: Path) -> None:
@@ -19,15 +24,11 @@ def expect_tested(heading: str, tests: dict[str, str], folder: Path) -> None:
 
     Args:
         heading: of the table.
-        tests: row → ``file::function``, below ``folder``.
+        tests: what is tried → ``file::function``, below ``folder``.
         folder: of the tests.
     """
-    assert set(rows(heading)) == set(tests)
+    assert {what for _, what in rows(heading)} == set(tests)
     for test in tests.values():
         file, _, function = test.partition("::")
-        names = {node.name for node in ast.walk(ast.parse((folder / file).read_text())) if _is_function(node)}
-        assert function in names, test
-
-
-def _is_function(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef)
+        nodes = ast.walk(ast.parse((folder / file).read_text(encoding="utf-8")))
+        assert function in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}, test

@@ -12,6 +12,7 @@ from keras import ops
 from nt_core.graph.ops import Attention as AttentionOp
 from nt_keras.engines.devices import has_accelerator
 from nt_keras.engines.engine import ENGINE, padded_conv, with_dense_gradient
+from nt_keras.network.kernels import mask_kernel, set_masks
 
 MASK = "weight_mask"
 """Name of the variable beside a masked kernel: bool, True where a connection is active."""
@@ -42,15 +43,25 @@ class _Masked(keras.layers.Layer):  # type: ignore[misc]
                 aggregation="only_first_replica",
                 name=MASK,
             )
-            self.kernel.mask = self.mask
+            mask_kernel(self.kernel, self.mask)
 
     def save_own_variables(self, store: Any) -> None:
         """Save the mask too, because the layers of Keras save only the variables that they know by name."""
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Load the variables of :meth:`save_own_variables`."""
+        """Load the variables of :meth:`save_own_variables`, the mask first, because it decides what stays."""
+        if self.masked:
+            variables = [*self._trainable_variables, *self._non_trainable_variables]
+            place = next(number for number, each in enumerate(variables) if each is self.mask)
+            if str(place) in store.keys():  # noqa: SIM118
+                self.mask.assign(store[str(place)])
         keras.layers.Layer.load_own_variables(self, store)
+
+    def set_weights(self, weights: Any) -> None:
+        """Set the variables, the mask first, because it decides what stays."""
+        set_masks(self.weights, weights)
+        super().set_weights(weights)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "masked": self.masked}
@@ -201,9 +212,18 @@ class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
 
 @register
 class MaxPool2D(_Padded, keras.layers.MaxPooling2D):  # type: ignore[misc]
-    """``keras.layers.MaxPooling2D`` whose explicit padding counts as −∞."""
+    """``keras.layers.MaxPooling2D`` whose explicit padding counts as −∞, and whose maximum of NaN is NaN."""
 
     fill = -math.inf
+
+    def call(self, inputs: Any) -> Any:
+        pooled = super().call(inputs)
+        if ENGINE != "tensorflow":
+            return pooled
+        unknown = super().call(
+            ops.cast(ops.isnan(inputs), inputs.dtype)
+        )  # which TensorFlow's maximum leaves out
+        return ops.where(unknown > 0, ops.cast(math.nan, inputs.dtype), pooled)
 
 
 class _Table(keras.layers.Layer):  # type: ignore[misc]

@@ -124,6 +124,7 @@ class EnsembleAccuracy(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
     ) -> None:
         super().__init__(fn=self._right, name=name, dtype=dtype)
         self.aggregation = aggregation
+        self._direction = "up"  # for callbacks that monitor it
 
     def _right(self, y_true: Any, y_pred: Any) -> Any:
         targets = _targets(y_true, y_pred)
@@ -155,6 +156,7 @@ class Disagreement(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
 
     def __init__(self, name: str = "disagreement", dtype: Any = None) -> None:
         super().__init__(fn=self._pairs, name=name, dtype=dtype)
+        self._direction = "up"  # more diverse members are better, for callbacks that monitor it
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Add a batch; examples of class -100 are ignored."""

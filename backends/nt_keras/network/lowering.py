@@ -13,6 +13,7 @@ import keras
 from nt_core import GraphError
 from nt_core.graph import ops
 from nt_core.values import Shape
+from nt_keras.engines.engine import ENGINE
 from nt_keras.engines.layouts import IMAGE, axis_in_keras
 from nt_keras.network import layers, members
 
@@ -199,9 +200,21 @@ def exact_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + keras.ops.erf(x * math.sqrt(0.5)))
 
 
+@layers.register  # type: ignore[untyped-decorator]
+def relu(x: Tensor) -> Tensor:
+    """Return max(x, 0), and NaN of NaN; the gradient at 0 is 0.
+
+    TensorFlow 2.21 with oneDNN fuses its own function with a bias, and XLA in JAX 0.10 with a mean: both make 0
+    of NaN, so that a network that has diverged gives finite logits.
+    """
+    if ENGINE == "torch":
+        return keras.activations.relu(x)
+    return keras.ops.where(x <= 0, keras.ops.zeros((), x.dtype), x)
+
+
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
-        "relu": keras.activations.relu,
+        "relu": relu,
         "gelu": exact_gelu,
         "silu": keras.activations.silu,
         "tanh": keras.activations.tanh,

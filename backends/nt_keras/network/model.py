@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from nt_core import DataError, EnsembleSpec
+from nt_core import DataError, EnsembleSpec, TopologyError
 from nt_core.graph import Tokens
 from nt_keras.engines import engine
 from nt_keras.engines.layouts import IMAGE, example_shape, to_canonical, to_keras
@@ -126,3 +126,17 @@ class Network(keras.Model):  # type: ignore[misc]
         policy = keras.dtype_policies.deserialize(config["dtype"])
         spec = EnsembleSpec.from_dict(config["spec"])
         return cls(spec, seed=config["seed"], dtype=policy, name=config["name"])
+
+
+def expect_network(model: Any) -> None:
+    """Check that a model is one of ``nt_keras.compile``.
+
+    Raises:
+        TopologyError: it is another, like the copy that ``keras.models.clone_model`` makes.
+    """
+    if not isinstance(model, Network):
+        raise TopologyError(
+            f"model: expected what nt_keras.compile returned, found {type(model).__name__}, which has no spec; "
+            "a copy of an ensemble is nt_keras.Ensemble.from_config(model.get_config()), with set_weights, and "
+            "not Keras' clone_model"
+        )

@@ -58,6 +58,8 @@ class Guard(Wrapper):
         scaled: whether losses are scaled, as float16 requires.
     """
 
+    own = Wrapper.own | {"scaled"}
+
     def __init__(
         self, inner_optimizer: keras.optimizers.Optimizer, scaled: bool = False, name: str | None = None
     ) -> None:

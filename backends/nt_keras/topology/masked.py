@@ -75,7 +75,7 @@ class MaskedWeight:
     def apply(self, swap: Swap, active: NDArray[np.bool_], grown_values: Stream | None) -> Bits:
         """Change the mask and return it, packed; grown values are drawn here if given a stream.
 
-        Inactive elements are set to zero later, by ``Sparse.follow``.
+        The mask sets inactive elements to zero, in the kernel and in the optimiser.
         """
         active = active.copy()
         active[swap.pruned], active[swap.grown] = False, True

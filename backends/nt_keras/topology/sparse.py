@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
 from nt_core.errors import TopologyError
 from nt_core.topology import Bits
 from nt_keras.engines import engine
+from nt_keras.network.kernels import keeping_masks
 from nt_keras.network.layers import register
-from nt_keras.network.model import Network
+from nt_keras.network.model import Network, expect_network
 from nt_keras.topology.finite import Guard
 from nt_keras.topology.wrapper import Wrapper, expect_plain, recording
 from nt_keras.topology.zeros import clear, keeps_zeros, warn_of_zero_by_zero
@@ -22,12 +26,15 @@ from nt_keras.topology.zeros import clear, keeps_zeros, warn_of_zero_by_zero
 
 def sparse(
     optimizer: keras.optimizers.Optimizer | str, model: Network, *, keep_gradients: bool | None = None
-) -> Sparse:
+) -> Any:
     """Wrap an optimiser so that a model's inactive weights, and its variables for them, stay exactly zero.
+
+    Whatever is set on the result is set on the wrapped optimiser.
 
     Args:
         optimizer: any new optimiser of Keras, also with clipping, accumulation, schedules, averages; or an
-            optimiser of your own that makes its variables by ``add_variable_from_reference``, as Keras' do.
+            optimiser of your own that makes its variables by ``add_variable_from_reference``, as Keras' do. The
+            optimiser in a ``LossScaleOptimizer`` is wrapped inside of it.
         model: of ``nt_keras.compile``.
         keep_gradients: whether the dense gradient is kept at update steps, in one more variable for each
             masked weight; None: if the spec's topology reads it. A policy of your own may need True.
@@ -41,7 +48,11 @@ def sparse(
         >>> model = nt_keras.compile(spec)
         >>> model.compile(optimizer=sparse("adam", model), loss=nt_keras.ensemble_loss())
     """
+    expect_network(model)
     inner = keras.optimizers.get(optimizer)
+    if isinstance(inner, keras.optimizers.LossScaleOptimizer) and not inner.built:
+        inner.inner_optimizer = sparse(inner.inner_optimizer, model, keep_gradients=keep_gradients)
+        return inner
     expect_plain(inner)
     warn_of_zero_by_zero(inner)
     topology = model.spec.topology
@@ -51,6 +62,7 @@ def sparse(
         keep_gradients=keep,
         replaces_step=topology.replaces_step,
         momentum_beta=topology.momentum_beta,
+        topology=topology.model_dump(mode="json"),
     )
 
 
@@ -71,6 +83,17 @@ class Beside:
     slots: Sequence[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Variables that a training step of JAX changes; in a record, because Keras tracks variables in lists.
+
+    Attributes:
+        variables: the variables; none: all for which the optimiser was built.
+    """
+
+    variables: Sequence[Any] = ()
+
+
 @register
 class Sparse(Wrapper):
     """The optimiser that :func:`sparse` makes.
@@ -84,7 +107,10 @@ class Sparse(Wrapper):
 
     Attributes:
         seen: every mask so far, packed, by weight; filled by :class:`nt_keras.Topology`, and saved here.
+        asked: arguments of the training's :class:`nt_keras.Topology`, as plain values; saved here, too.
     """
+
+    own = Wrapper.own | {"keep_gradients", "replaces_step", "momentum_beta", "topology", "seen", "asked"}
 
     def __init__(
         self,
@@ -93,11 +119,15 @@ class Sparse(Wrapper):
         replaces_step: bool = False,
         momentum_beta: float | None = None,
         name: str | None = None,
+        topology: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(inner_optimizer, name=name)
         self.keep_gradients, self.replaces_step = keep_gradients, replaces_step
         self.momentum_beta = momentum_beta
+        self.topology = None if topology is None else MappingProxyType(topology)  # Keras replaces plain dicts
         self.seen: dict[str, Bits] = {}
+        self.asked: Mapping[str, Any] = MappingProxyType({})
+        self._trained = Trained()
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the variables; ``variables`` are the model's trainable ones."""
@@ -113,7 +143,6 @@ class Sparse(Wrapper):
         with recording(self.inner_optimizer) as made:
             self.inner_optimizer.build(variables)
         self._beside = [self._make_beside(variable, made.get(id(variable), [])) for variable in variables]
-        self._zeros_stay = keeps_zeros(self.inner_optimizer, variables)
         super().build(variables)
         self.follow(variables)
 
@@ -121,6 +150,7 @@ class Sparse(Wrapper):
         mask, gradient, momentum = getattr(variable, "mask", None), None, None
         if mask is None:
             return Beside(None, None, None, slots)
+        mask.followers.add(self)
         if self.keep_gradients:
             gradient = self.add_variable_from_reference(variable, name="dense_gradient")
         if self.momentum_beta is not None:
@@ -213,13 +243,58 @@ class Sparse(Wrapper):
         if self.replaces_step:
             self._step_unless_replaced(masked, variables)
         else:
-            self.inner_optimizer.apply(masked, variables)
-        if not self._zeros_stay:
+            self._step(masked, variables)
+        if not keeps_zeros(self.inner_optimizer, variables):
             self.remask(variables)
+
+    def _step(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        with keeping_masks():
+            self.inner_optimizer.apply(list(grads), variables)
+
+    def train(self, variables: Sequence[Any]) -> None:
+        """Tell which of the variables, in order, the next training steps change; the others are frozen.
+
+        Raises:
+            TopologyError: the optimiser was not built for one of them, or would change frozen variables, too.
+        """
+        self.expect_known(variables)
+        if self.inner_optimizer.use_ema and len(variables) < len(self._trainable_variables):
+            raise TopologyError(
+                f"optimizer: {len(self._trainable_variables) - len(variables)} of the variables that it averages "
+                "are not trainable any more, and averages would overwrite them; freeze layers before the first "
+                "step, or compile again with a new nt_keras.sparse(optimizer, model)"
+            )
+        self._trained = Trained(tuple(variables))
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Take one step for values, as JAX does; of the variables of :meth:`train`."""
+        variables = self._trained.variables or self._trainable_variables
+        if len(variables) != len(trainable_variables):
+            raise TopologyError(
+                f"optimizer: expected values of {len(variables)} trainable variables, found "
+                f"{len(trainable_variables)}; after layers were frozen or not, call model.build_optimizer()"
+            )
+        own = self.variables
+        mapping = [
+            *zip(variables, trainable_variables, strict=True),
+            *zip(own, optimizer_variables, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self.apply(grads, variables)
+        return [scope.get_current_value(v) for v in variables], [scope.get_current_value(v) for v in own]
 
     def _masked(self, gradient: Any, variable: Any) -> Any:
         mask = self.beside(variable).mask
-        return gradient if mask is None or gradient is None else clear(gradient, mask.value)
+        if mask is None or gradient is None:
+            return gradient
+        if not variable.mask.chosen:
+            raise TopologyError(
+                f"weight {variable.path!r}: expected a mask, found none, as in a model that Keras made from a "
+                "config or cloned; give it the weights of another by set_weights, or make it by nt_keras.compile"
+            )
+        return clear(gradient, mask.value)
 
     def _keep(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """Add a micro-batch's dense gradients to the kept gradients, if an update follows this step."""
@@ -270,7 +345,7 @@ class Sparse(Wrapper):
             self.calls.assign_add(1)
 
         def step(*grads: Any) -> None:
-            inner.apply(list(grads), variables)
+            self._step(grads, variables)
 
         last = ops.equal((self.calls + 1) % self.accumulation, 0)
         replaced = ops.logical_and(self._is_due(), last)
@@ -279,8 +354,10 @@ class Sparse(Wrapper):
     def save_own_variables(self, store: Any) -> None:
         """Save the variables of this wrapper; the model saves masks, the wrapped optimiser its own variables.
 
-        These are partially summed dense gradients, smoothed dense gradients, and every mask so far.
+        These are partially summed dense gradients, smoothed dense gradients, every mask so far, and what the
+        training was asked for.
         """
+        store["asked"] = _to_bytes({"optimizer": self._fields(), "topology": dict(self.asked)})
         for number, beside in enumerate(self._beside):
             if beside.momentum is not None:
                 store[f"momentum {number}"] = beside.momentum.numpy()
@@ -292,8 +369,18 @@ class Sparse(Wrapper):
                     store[f"gradient {number}"] = beside.gradient.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Load the saved variables, and copy the masks, which Keras loads before."""
-        for key in store.keys():  # noqa: SIM118
+        """Load the saved variables, and copy the masks, which Keras loads before.
+
+        Raises:
+            TopologyError: they were saved with an optimiser of another topology, or with other arguments.
+        """
+        keys = set(store.keys())
+        if "asked" in keys:  # since version 0.3
+            keys.remove("asked")
+            asked = _from_bytes(store["asked"])
+            expect_agreement("optimizer", self._fields(), asked["optimizer"])
+            self.asked = MappingProxyType(asked["topology"])
+        for key in keys:
             kind, _, which = key.partition(" ")
             if kind == "seen":
                 self.seen[which.replace("|", "/")] = np.array(store[key], dtype=np.uint8)
@@ -301,10 +388,57 @@ class Sparse(Wrapper):
                 getattr(self._beside[int(which)], kind).assign(store[key])
         self.follow(self._trainable_variables)
 
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all of :attr:`variables`, and mask them."""
+        super().set_weights(weights)
+        self.follow(self._trainable_variables)
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of ``from_config``."""
-        names = ("keep_gradients", "replaces_step", "momentum_beta")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        return {**super().get_config(), **self._fields()}
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the arguments beside the wrapped optimiser, as plain values."""
+        topology = {} if self.topology is None else {"topology": dict(self.topology)}
+        return {name: getattr(self, name) for name in FIELDS} | topology
+
+
+FIELDS: Final = ("keep_gradients", "replaces_step", "momentum_beta")
+"""Arguments of :class:`Sparse` that are plain values."""
+
+
+def expect_agreement(what: str, asked: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Check, field by field, that what is asked for is what a state says.
+
+    Args:
+        what: has the fields, for the error.
+        asked: fields of the new object, plain values.
+        state: fields of the object whose state is loaded; a field that is missing was not saved.
+
+    Raises:
+        TopologyError: a field differs; the message names it.
+
+    Example:
+        >>> expect_agreement("Topology", {"seed": 1}, {"seed": 1, "total_steps": 9})
+    """
+    for name, value in asked.items():
+        if name not in state or state[name] == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(state[name], Mapping):
+            expect_agreement(f"{what}.{name}", value, state[name])
+            continue
+        raise TopologyError(
+            f"{what}.{name}: expected {state[name]!r}, with which the training began, found {value!r}; give the "
+            "same, or begin another training, with a new optimiser"
+        )
+
+
+def _to_bytes(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _from_bytes(array: Any) -> Any:
+    return json.loads(np.array(array, np.uint8).tobytes())
 
 
 def find_sparse(optimizer: Any) -> Sparse:

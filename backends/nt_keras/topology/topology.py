@@ -23,8 +23,8 @@ from nt_core.topology import (
 )
 from nt_keras.engines import engine
 from nt_keras.network.model import Network
-from nt_keras.topology.masked import masked_weights
-from nt_keras.topology.sparse import Sparse, find_sparse
+from nt_keras.topology.masked import MaskedWeight, masked_weights
+from nt_keras.topology.sparse import Sparse, expect_agreement, find_sparse
 
 
 class Topology:
@@ -81,13 +81,25 @@ class Topology:
         self.model, self.total_steps = model, total_steps
         self._random, self._policy = Random(seed), policy
         self._escapes, self._leaving = expect_escapes(escapes, model.spec.topology), leaving
-        self._masked = [masked for masked in masked_weights(model) if masked.kernel.trainable]
+        self._every = masked_weights(model)
+        self._asked = {
+            "total_steps": total_steps,
+            "seed": seed,
+            "policy": policy is not None,
+            "escapes": {str(step): fraction for step, fraction in self._escapes.items()},
+            "topology": model.spec.topology.model_dump(mode="json"),
+        }
         self._next: int | None = None
         self._wait = math.inf
         if self._masked:
             model.build_optimizer()
             self._expect_optimizer()
             self.plan()
+
+    @property
+    def _masked(self) -> list[MaskedWeight]:
+        """The masked weights that are trained now; frozen ones keep their masks."""
+        return [masked for masked in self._every if masked.kernel.trainable]
 
     @property
     def optimizer(self) -> Sparse:
@@ -151,10 +163,9 @@ class Topology:
             self.optimizer.announce(None)
 
     def _update(self, step: int) -> Update:
-        topology, optimizer = self.model.spec.topology, self.optimizer
-        layers = [masked.layer(optimizer) for masked in self._masked]
-        if not optimizer.seen:
-            optimizer.seen = {layer.name: pack(layer.active) for layer in layers}
+        topology, optimizer, trained = self.model.spec.topology, self.optimizer, self._masked
+        layers = [masked.layer(optimizer) for masked in trained]
+        seen = {layer.name: pack(layer.active) for layer in layers} | optimizer.seen
         swaps = update(
             topology,
             layers,
@@ -165,14 +176,14 @@ class Topology:
             fraction=self._escapes.get(step),
         )
         masks = {}
-        for masked, layer in zip(self._masked, layers, strict=True):
+        for masked, layer in zip(trained, layers, strict=True):
             stream = self._random.at(weight=masked.name, step=step, purpose="grown value")
             values = stream if topology.draws_grown else None
             masks[masked.name] = masked.apply(swaps[masked.name], layer.active, values)
-        optimizer.follow([masked.kernel for masked in self._masked])
-        sizes = {masked.name: masked.placed.weight.size for masked in self._masked}
-        optimizer.seen = seen_with(optimizer.seen, masks)
-        return Update.of(step, swaps, sizes, masks, optimizer.seen)
+        sizes = {masked.name: masked.placed.weight.size for masked in trained}
+        explored = seen_with(seen, masks)
+        optimizer.seen = optimizer.seen | explored
+        return Update.of(step, swaps, sizes, masks, explored)
 
     def _expect_optimizer(self) -> None:
         topology, optimizer = self.model.spec.topology, self.optimizer
@@ -181,6 +192,8 @@ class Topology:
                 f"total_steps: expected at least the {self.steps} steps that the optimiser has taken, found "
                 f"{self.total_steps}; give the steps of the whole training, those before this fit included"
             )
+        if topology.updates and 0 < self.steps < optimizer.asked.get("total_steps", 0):
+            expect_agreement("topology", self._asked, optimizer.asked)
         if optimizer.replaces_step != topology.replaces_step:
             raise TopologyError(
                 f"optimizer: expected one wrapped with replaces_step={topology.replaces_step}, as the spec "
@@ -196,6 +209,7 @@ class Topology:
                 f"optimizer: expected one wrapped with momentum_beta={topology.momentum_beta}, as the spec "
                 f"says, found {optimizer.momentum_beta}; wrap a new one by nt_keras.sparse(optimizer, model)"
             )
+        optimizer.asked = MappingProxyType(self._asked)
 
 
 class TopologyUpdate(keras.callbacks.Callback):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from typing import Any
 from nt_core import CheckpointError
 from nt_keras.compile import Ensemble
 from nt_keras.engines import engine
+from nt_keras.network.kernels import set_masks
 from nt_keras.topology.sparse import Sparse, find_sparse
 
 
@@ -59,5 +60,6 @@ def _write(variables: Sequence[Any], values: Sequence[Any], what: str) -> None:
             f"state: expected {len(shapes)} variables of {what}, found {len(found)}, or of other shapes; "
             "go on with the version of Keras that it was saved with"
         )
+    set_masks(variables, values)  # which decide what stays
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -29,6 +29,7 @@ class ExampleLoss(keras.metrics.Mean):  # type: ignore[misc]
 
     def __init__(self, loss: EnsembleLoss) -> None:
         super().__init__(name="example_loss")
+        self._direction = "down"  # for callbacks that monitor it
         self.loss = loss
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:

@@ -615,8 +615,11 @@ def test_wrapping_twice_or_inside_out_or_late_is_an_error():
     wrapped = nt_keras.sparse("adam", model)
     with pytest.raises(TopologyError, match=r"wrapped by nt_keras\.sparse already"):
         nt_keras.sparse(wrapped, model)
-    with pytest.raises(TopologyError, match=r"write LossScaleOptimizer\(nt_keras.sparse"):
-        nt_keras.sparse(optimizers.LossScaleOptimizer(optimizers.SGD()), model)
+    inside_out = nt_keras.sparse(optimizers.LossScaleOptimizer(optimizers.SGD()), model)
+    assert isinstance(inside_out, optimizers.LossScaleOptimizer)
+    assert find_sparse(inside_out) is inside_out.inner_optimizer
+    with pytest.raises(TopologyError, match=r"wrapped by nt_keras\.sparse already"):
+        nt_keras.sparse(inside_out, model)
     used = optimizers.SGD()
     used.build(model.trainable_variables)
     with pytest.raises(TopologyError, match="found one that has variables already"):
