@@ -352,7 +352,7 @@ def _preprocessing(train: Examples, data: Data) -> Preprocessing:
     example = train.read(np.zeros(1, np.int64))
     told = {"normalisation": train.normalisation, "shape": example.shape[1:]}
     if example.ndim == 4:
-        return Preprocessing(units="bytes", resize=getattr(data, "resize", None), **told)
+        return Preprocessing(units="bytes", resize=data.resize, **told)
     rows = spaced(len(train), SAMPLE)
     parts = [train.read(part) for part in chunks(rows, example.size)]
     low, high = (

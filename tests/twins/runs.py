@@ -103,6 +103,7 @@ def test_a_run_of_ones_own_loop_is_a_run(backend, tmp_path):
 def test_what_a_run_is_told_is_checked(backend, tmp_path):
     model = backend.compile(SPEC)
     metrics = backend.evaluate(model, examples())
+    small = Preprocessing.of_images((1, 1, 5), mean=(0.0,), std=(1.0,))
     for told, said in (
         ({}, "metrics: expected what evaluate returns"),
         ({"metrics": {"accuracy": 1.0}}, "metrics: expected nll, perplexity"),

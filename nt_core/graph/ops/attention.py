@@ -86,6 +86,7 @@ class Llama3Scaling(RotaryScaling):
 
 
 AnyRotaryScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
+"""Any scaling of the frequencies of rotary positions, for texts longer than those of the training."""
 
 
 class Attention(Op):
