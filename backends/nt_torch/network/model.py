@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
@@ -52,8 +54,8 @@ class Ensemble(nn.Module):
         In training, members with rows of their own (``layout.own_rows``) get B / M of them each, in order.
         """
         layout = self.spec.layout
-        expected = layout.input_shape
-        if not isinstance(x, fx.Proxy) and tuple(x.shape[1:]) != expected:
+        expected, given = layout.input_shape, cast("object", x)
+        if not isinstance(given, fx.Proxy) and tuple(x.shape[1:]) != expected:
             raise DataError(
                 f"input: expected shape (batch, {', '.join(map(str, expected))}), found {tuple(x.shape)}; "
                 "images are (batch, channels, height, width)"
