@@ -130,10 +130,12 @@ class BlockWriter:
         """Add a learned vector at each position. (T, D) → (T, D)."""
         return self.add_op(lambda: ops.Positions(length=x.shape[0], features=x.shape[-1]), x)
 
-    def norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:
+    def norm(self, x: Tensor, *, eps: float = 1e-5, momentum: float = 0.1) -> Tensor:
         """Normalise the channels over the batch. (C, …) → (C, …)."""
         return self.add_op(
-            lambda: ops.BatchNorm(channels=x.shape[0], eps=eps), x, name=self._next_name("norm")
+            lambda: ops.BatchNorm(channels=x.shape[0], eps=eps, momentum=momentum),
+            x,
+            name=self._next_name("norm"),
         )
 
     def layer_norm(self, x: Tensor, *, eps: float = 1e-5) -> Tensor:

@@ -8,9 +8,22 @@ import math
 import numpy as np
 from small import GRAPH
 
-from nt_core import PRESETS, OneRun, initial_masks, initial_values
+from nt_core import (
+    PRESETS,
+    DropFraction,
+    Dynamic,
+    EnsembleSpec,
+    OneRun,
+    Semantics,
+    initial_masks,
+    initial_values,
+)
+from nt_core.masks import Moment
+from nt_core.policies import AtRandom, Layer, SoftMagnitude
+from nt_core.random import Random
 from nt_core.reference import value_and_gradients
 from nt_core.testing import Blobs
+from nt_core.topology import update
 from nt_core.training import SGD, LearningRate, Training
 
 STEPS, INTERVAL, LR, MOMENTUM = 9, 3, 0.1, 0.9
@@ -75,3 +88,31 @@ def test_the_published_code_is_followed_step_by_step(backend):
         np.testing.assert_array_equal(found.masks[name].dense(), mask, err_msg=name)
     for name, value in values.items():
         np.testing.assert_allclose(found.values[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_zeros_are_pruned_by_the_same_chance_in_every_backend(backend):
+    """Steps are replaced by updates, so that all grown weights are exactly 0 when the next update chooses."""
+    topology = Dynamic(
+        sparsity=0.4,
+        prune=SoftMagnitude(),
+        grow=AtRandom(),
+        interval=1,
+        drop_fraction=DropFraction(start=0.3, schedule="constant"),
+        semantics=Semantics(optimizer_step="replaced"),
+    )
+    spec = EnsembleSpec(graph=GRAPH, topology=topology, plan=OneRun(steps=4))
+    found = backend.checkpoint(backend.train(spec, Training(batch_size=10), Blobs(), seed=3).model)
+    masks = {name: mask.dense().reshape(-1) for name, mask in initial_masks(topology, spec.layout, 3)}
+    values = {name: value.reshape(-1) for name, value in initial_values(spec.layout, 3) if name in masks}
+    for step in (1, 2, 3):
+        layers = []
+        for name, active in masks.items():
+            values[name] *= active
+            layers.append(Layer(name=name, weights=values[name], gradients=None, active=active))
+        assert step == 1 or any(((each.weights == 0) & each.active).sum() > 10 for each in layers)
+        swaps = update(topology, layers, Moment(step, Random(3)), total_steps=4, targets={})
+        for name, swap in swaps.items():
+            masks[name][swap.pruned], masks[name][swap.grown] = False, True
+            values[name][swap.pruned] = 0
+    for name, active in masks.items():
+        np.testing.assert_array_equal(found.masks[name].dense().reshape(-1), active, err_msg=name)

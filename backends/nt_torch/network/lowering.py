@@ -130,7 +130,7 @@ class _Attention(nn.Module):
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
+    return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
 def _rotary(q: Tensor, op: ops.Attention) -> tuple[Tensor, Tensor]:

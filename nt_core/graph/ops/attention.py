@@ -64,7 +64,7 @@ class Llama3Scaling(RotaryScaling):
         >>> import numpy as np
         >>> scaling = Llama3Scaling(factor=8, low_turns=1, high_turns=4, original_length=100)
         >>> scaling.of(np.array([1.0, 0.1, 0.01])).round(6).tolist()
-        [1.0, 0.029704, 0.00125]
+        [1.0, 0.029754, 0.00125]
     """
 
     kind: Literal["llama3"] = "llama3"

@@ -433,6 +433,15 @@ def test_ops_get_running_names_and_the_builder_reads_what_came_before() -> None:
     assert names == ["conv1", "norm1", "relu1", "conv7", "flatten1", "linear1"]
 
 
+def test_every_norm_takes_its_eps() -> None:
+    net = GraphBuilder(Features(count=3))
+    with net.classifier() as b:
+        b.out = b.rms_norm(b.layer_norm(b.norm(b.inp, eps=0.1, momentum=0.2), eps=0.3), eps=0.4)
+    norm, layer_norm, rms_norm = (node.op for _, node in net.build().nodes())
+    assert norm == ops.BatchNorm(channels=3, eps=0.1, momentum=0.2)
+    assert (layer_norm, rms_norm) == (ops.LayerNorm(features=3, eps=0.3), ops.RMSNorm(features=3, eps=0.4))
+
+
 def test_a_block_that_failed_is_not_added() -> None:
     net = GraphBuilder(THREE)
     with pytest.raises(GraphError), net.block("a") as b:
