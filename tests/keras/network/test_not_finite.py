@@ -29,7 +29,9 @@ def made():
         b.out = b.global_avg_pool(b.relu(b.conv(x, 4, kernel=3)))
     with net.classifier() as b:
         b.out = b.linear(b.relu(b.linear(b.inp, 6)), 3)
-    spec = EnsembleSpec(graph=net.build(), structure=MultiHead(split=1, heads=2), topology=Static(sparsity=0.2))
+    spec = EnsembleSpec(
+        graph=net.build(), structure=MultiHead(split=1, heads=2), topology=Static(sparsity=0.2)
+    )
     return nt_keras.compile(spec)
 
 
