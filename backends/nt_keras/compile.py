@@ -259,6 +259,6 @@ def expect_format(path: Any) -> None:
     """
     if str(path).endswith((".h5", ".hdf5")):
         raise CheckpointError(
-            f"{path}: Keras' legacy format does not keep an ensemble; save to a name that ends in .keras, or in "
-            ".weights.h5 by save_weights, or by nt_keras.save for every backend"
+            f"{path}: Keras' legacy format does not keep an ensemble; save to a name that ends in .keras, "
+            "or in .weights.h5 by save_weights, or by nt_keras.save for every backend"
         )

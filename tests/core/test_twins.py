@@ -29,6 +29,8 @@ FILES = {
     "network/parts.py": "a module of blocks; Keras writes layers by network/writer.py instead",
     "network/writer.py": "a functional model, written layer by layer; in PyTorch network/parts.py",
     "network/layers.py": "Keras lacks layers that PyTorch has",
+    "network/kernels.py": "variables that Keras' users and optimisers write to; PyTorch's are parameters",
+    "topology/agreement.py": "Keras saves the optimiser, and with it what a training was asked for",
     "topology/arrays.py": "updates on a GPU, on PyTorch's tensors; in Keras updates read NumPy arrays",
     "topology/gradients.py": "PyTorch's gradients are attributes; Keras hands them to the optimiser",
     "topology/hooks.py": "PyTorch has hooks on optimisers; Keras needs a wrapper",

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import nt_models
 from nt_core import PRESETS, DataError, EnsembleSpec, NeuroTrailsError, OneRun
 from nt_core.runs import TrainedOn
-from nt_core.training import SGD, Arrays, Data, Training
+from nt_core.training import SGD, Arrays, Data, Preprocessing, Training
 from nt_lab.cli.main import app
 from nt_lab.data import load
 

@@ -16,7 +16,7 @@ from nt_core.errors import TopologyError
 from nt_keras.engines import engine
 
 _here = local()
-"""Of this thread: whether an optimiser that keeps to masks takes a step, and whether values are only moved."""
+"""Of this thread: whether an optimiser that keeps to masks takes a step; whether values are only moved."""
 
 
 class Kernel(keras.Variable):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class Kernel(keras.Variable):  # type: ignore[misc]
     """
 
     def _direct_assign(self, value: Any) -> None:
-        if self.mask._value is not None:  # which JAX's training loop takes away while it runs
+        if not _moves(self.mask):
             value = ops.where(self.mask.value, value, ops.zeros((), self.dtype))
         super()._direct_assign(value)
 
@@ -76,13 +76,18 @@ class KernelMask(keras.Variable):  # type: ignore[misc]
         return super().assign(value)
 
     def _direct_assign(self, value: Any) -> None:
-        moved = self._value is None or getattr(_here, "moves", False)
+        moved = _moves(self)
         super()._direct_assign(value)
         if not moved:
             self.chosen = True
             self.kernel.assign(self.kernel)
             for optimizer in self.followers:
                 optimizer.follow([self.kernel])
+
+
+def _moves(mask: KernelMask) -> bool:
+    """Return whether JAX's training loop, which takes values away while it runs, moves them back."""
+    return mask._value is None or getattr(_here, "moves", False)
 
 
 def mask_kernel(kernel: Any, mask: Any) -> None:

@@ -220,9 +220,8 @@ class MaxPool2D(_Padded, keras.layers.MaxPooling2D):  # type: ignore[misc]
         pooled = super().call(inputs)
         if ENGINE != "tensorflow":
             return pooled
-        unknown = super().call(
-            ops.cast(ops.isnan(inputs), inputs.dtype)
-        )  # which TensorFlow's maximum leaves out
+        # TensorFlow's maximum leaves NaN out.
+        unknown = super().call(ops.cast(ops.isnan(inputs), inputs.dtype))
         return ops.where(unknown > 0, ops.cast(math.nan, inputs.dtype), pooled)
 
 

@@ -204,8 +204,8 @@ def exact_gelu(x: Tensor) -> Tensor:
 def relu(x: Tensor) -> Tensor:
     """Return max(x, 0), and NaN of NaN; the gradient at 0 is 0.
 
-    TensorFlow 2.21 with oneDNN fuses its own function with a bias, and XLA in JAX 0.10 with a mean: both make 0
-    of NaN, so that a network that has diverged gives finite logits.
+    TensorFlow 2.21 with oneDNN fuses its own function with a bias, and XLA in JAX 0.10 with a mean. Both make
+    0 of NaN, so that a network that has diverged gives finite logits.
     """
     if ENGINE == "torch":
         return keras.activations.relu(x)

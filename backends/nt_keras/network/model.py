@@ -136,7 +136,7 @@ def expect_network(model: Any) -> None:
     """
     if not isinstance(model, Network):
         raise TopologyError(
-            f"model: expected what nt_keras.compile returned, found {type(model).__name__}, which has no spec; "
-            "a copy of an ensemble is nt_keras.Ensemble.from_config(model.get_config()), with set_weights, and "
-            "not Keras' clone_model"
+            f"model: expected what nt_keras.compile returned, found {type(model).__name__}, which has no "
+            "spec; a copy of an ensemble is nt_keras.Ensemble.from_config(model.get_config()) with "
+            "set_weights, and not Keras' clone_model"
         )

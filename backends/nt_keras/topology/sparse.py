@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +10,6 @@ from typing import Any, Final
 import keras
 import numpy as np
 from keras import ops
-from numpy.typing import NDArray
 
 from nt_core.errors import TopologyError
 from nt_core.topology import Bits
@@ -19,6 +17,7 @@ from nt_keras.engines import engine
 from nt_keras.network.kernels import keeping_masks
 from nt_keras.network.layers import register
 from nt_keras.network.model import Network, expect_network
+from nt_keras.topology.agreement import expect_agreement, from_bytes, to_bytes
 from nt_keras.topology.finite import Guard
 from nt_keras.topology.wrapper import Wrapper, expect_plain, recording
 from nt_keras.topology.zeros import clear, keeps_zeros, warn_of_zero_by_zero
@@ -33,8 +32,8 @@ def sparse(
 
     Args:
         optimizer: any new optimiser of Keras, also with clipping, accumulation, schedules, averages; or an
-            optimiser of your own that makes its variables by ``add_variable_from_reference``, as Keras' do. The
-            optimiser in a ``LossScaleOptimizer`` is wrapped inside of it.
+            optimiser of your own that makes its variables by ``add_variable_from_reference``, as Keras' do.
+            The optimiser in a ``LossScaleOptimizer`` is wrapped inside of it.
         model: of ``nt_keras.compile``.
         keep_gradients: whether the dense gradient is kept at update steps, in one more variable for each
             masked weight; None: if the spec's topology reads it. A policy of your own may need True.
@@ -258,11 +257,12 @@ class Sparse(Wrapper):
             TopologyError: the optimiser was not built for one of them, or would change frozen variables, too.
         """
         self.expect_known(variables)
-        if self.inner_optimizer.use_ema and len(variables) < len(self._trainable_variables):
+        frozen = len(self._trainable_variables) - len(variables)
+        if self.inner_optimizer.use_ema and frozen:
             raise TopologyError(
-                f"optimizer: {len(self._trainable_variables) - len(variables)} of the variables that it averages "
-                "are not trainable any more, and averages would overwrite them; freeze layers before the first "
-                "step, or compile again with a new nt_keras.sparse(optimizer, model)"
+                f"optimizer: {frozen} of the variables that it averages are not trainable any more, and "
+                "averages would overwrite them; freeze layers before the first step, or compile again with a "
+                "new nt_keras.sparse(optimizer, model)"
             )
         self._trained = Trained(tuple(variables))
 
@@ -277,10 +277,8 @@ class Sparse(Wrapper):
                 f"{len(trainable_variables)}; after layers were frozen or not, call model.build_optimizer()"
             )
         own = self.variables
-        mapping = [
-            *zip(variables, trainable_variables, strict=True),
-            *zip(own, optimizer_variables, strict=True),
-        ]
+        values = (*trainable_variables, *optimizer_variables)
+        mapping = list(zip((*variables, *own), values, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self.apply(grads, variables)
         return [scope.get_current_value(v) for v in variables], [scope.get_current_value(v) for v in own]
@@ -291,8 +289,9 @@ class Sparse(Wrapper):
             return gradient
         if not variable.mask.chosen:
             raise TopologyError(
-                f"weight {variable.path!r}: expected a mask, found none, as in a model that Keras made from a "
-                "config or cloned; give it the weights of another by set_weights, or make it by nt_keras.compile"
+                f"weight {variable.path!r}: expected a mask, found none, as in a model that Keras made from "
+                "a config or cloned; give it the weights of another by set_weights, or make it by "
+                "nt_keras.compile"
             )
         return clear(gradient, mask.value)
 
@@ -357,7 +356,7 @@ class Sparse(Wrapper):
         These are partially summed dense gradients, smoothed dense gradients, every mask so far, and what the
         training was asked for.
         """
-        store["asked"] = _to_bytes({"optimizer": self._fields(), "topology": dict(self.asked)})
+        store["asked"] = to_bytes({"optimizer": self._fields(), "topology": dict(self.asked)})
         for number, beside in enumerate(self._beside):
             if beside.momentum is not None:
                 store[f"momentum {number}"] = beside.momentum.numpy()
@@ -375,9 +374,9 @@ class Sparse(Wrapper):
             TopologyError: they were saved with an optimiser of another topology, or with other arguments.
         """
         keys = set(store.keys())
-        if "asked" in keys:  # since version 0.3
+        if "asked" in keys:  # which files before 0.2 lack
             keys.remove("asked")
-            asked = _from_bytes(store["asked"])
+            asked = from_bytes(store["asked"])
             expect_agreement("optimizer", self._fields(), asked["optimizer"])
             self.asked = MappingProxyType(asked["topology"])
         for key in keys:
@@ -405,40 +404,6 @@ class Sparse(Wrapper):
 
 FIELDS: Final = ("keep_gradients", "replaces_step", "momentum_beta")
 """Arguments of :class:`Sparse` that are plain values."""
-
-
-def expect_agreement(what: str, asked: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Check, field by field, that what is asked for is what a state says.
-
-    Args:
-        what: has the fields, for the error.
-        asked: fields of the new object, plain values.
-        state: fields of the object whose state is loaded; a field that is missing was not saved.
-
-    Raises:
-        TopologyError: a field differs; the message names it.
-
-    Example:
-        >>> expect_agreement("Topology", {"seed": 1}, {"seed": 1, "total_steps": 9})
-    """
-    for name, value in asked.items():
-        if name not in state or state[name] == value:
-            continue
-        if isinstance(value, Mapping) and isinstance(state[name], Mapping):
-            expect_agreement(f"{what}.{name}", value, state[name])
-            continue
-        raise TopologyError(
-            f"{what}.{name}: expected {state[name]!r}, with which the training began, found {value!r}; give the "
-            "same, or begin another training, with a new optimiser"
-        )
-
-
-def _to_bytes(value: Any) -> NDArray[np.uint8]:
-    return np.frombuffer(json.dumps(value).encode(), np.uint8)
-
-
-def _from_bytes(array: Any) -> Any:
-    return json.loads(np.array(array, np.uint8).tobytes())
 
 
 def find_sparse(optimizer: Any) -> Sparse:

@@ -23,8 +23,9 @@ from nt_core.topology import (
 )
 from nt_keras.engines import engine
 from nt_keras.network.model import Network
+from nt_keras.topology.agreement import expect_agreement
 from nt_keras.topology.masked import MaskedWeight, masked_weights
-from nt_keras.topology.sparse import Sparse, expect_agreement, find_sparse
+from nt_keras.topology.sparse import Sparse, find_sparse
 
 
 class Topology:

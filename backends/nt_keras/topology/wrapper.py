@@ -49,7 +49,7 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.inner_optimizer = inner_optimizer
 
     def __getattr__(self, name: str) -> Any:
-        """Read what the wrapper does not have, like the averages that Keras' callback ``SwapEMAWeights`` reads."""
+        """Read what the wrapper does not have, like the averages that ``SwapEMAWeights`` of Keras reads."""
         inner = vars(self).get("inner_optimizer")
         if inner is None or (name.startswith("_") and name != "_model_variables_moving_average"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -67,7 +67,7 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
             return
         if not hasattr(inner, name):
             raise TopologyError(
-                f"optimizer.{name}: expected an attribute of {type(inner).__name__}, which has none of this name"
+                f"optimizer.{name}: expected an attribute of {type(inner).__name__}, found none of this name"
             )
         if self.built and name in WITH_VARIABLES and value != getattr(inner, name):
             raise TopologyError(
@@ -80,14 +80,14 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
     def build(self, variables: Sequence[Any]) -> None:
         """Note the variables; averages and accumulated gradients are made by the wrapped optimiser alone."""
         made_there = {"use_ema": False, "gradient_accumulation_steps": None}
-        vars(self).update(made_there)
+        self.__dict__.update(made_there)
         super().build(variables)
         for name in made_there:
-            del vars(self)[name]
+            del self.__dict__[name]
 
     @property
     def changes(self) -> int:
-        """Number of settings that were changed, after each of which Keras must trace its training step again."""
+        """Number of settings that were changed; after each, Keras must trace its training step again."""
         inner = self.inner_optimizer
         return int(self._changes) + (inner.changes if isinstance(inner, Wrapper) else 0)
 
@@ -165,6 +165,8 @@ class Wrapper(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Replace values by their averages, if the wrapped optimiser keeps averages."""
+        if any(variable._value is None for variable in var_list):
+            return  # which JAX's training loop took away, and an error keeps from coming back
         self.inner_optimizer.finalize_variable_values(var_list)
         if ENGINE == "jax":  # which cannot train on with two variables in one buffer
             for variable in var_list:
