@@ -74,10 +74,15 @@ class Ensemble(Network):
 
         Raises:
             CheckpointError: the file is of Keras' legacy format.
+            TopologyError: the optimiser's state in it is of another topology.
         """
         if not str(filepath).endswith(".weights.h5"):
             expect_format(filepath)
-        super().load_weights(filepath, *args, **kwargs)
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        finally:
+            if isinstance(optimizer := unscaled(getattr(self, "optimizer", None)), Sparse):
+                optimizer.expect_loaded()
 
     def set_state_tree(self, state_tree: Mapping[str, Any]) -> None:
         """Set all variables, also masks, as ``keras.Model.set_state_tree``, and mask the optimiser's."""

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+from small import GRAPH as RECTIFIED
 from small import short
 
 import nt_models
-from nt_core import NotFiniteError, OneRun
+from nt_core import DataError, NotFiniteError, OneRun
 from nt_core.testing.spoiling import spoilt
 from nt_core.training import SGD, LearningRate, Training
 
@@ -53,3 +55,12 @@ def test_an_epoch_of_nothing_else_is_an_error(backend, accumulation):
     ):
         train(backend, spec, data, events.append, non_finite="skip", accumulation=accumulation)
     assert [event["event"] for event in events] == ["start", "skipped", "skipped", "skipped"]
+
+
+def test_a_feature_that_is_not_finite_gives_no_finite_logits_and_an_error_at_evaluation(backend):
+    model, data = backend.compile(short("neurotrails", RECTIFIED)), spoilt(12, [3])
+    logits = backend.predict(model, data.inputs)
+    assert np.isnan(logits[:, 3]).all()
+    assert np.isfinite(np.delete(logits, 3, axis=1)).all()
+    with pytest.raises(DataError, match="logits: nan at member 0, row 3"):
+        backend.evaluate(model, data)

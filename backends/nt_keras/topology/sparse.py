@@ -127,6 +127,7 @@ class Sparse(Wrapper):
         self.seen: dict[str, Bits] = {}
         self.asked: Mapping[str, Any] = MappingProxyType({})
         self._trained = Trained()
+        self._disagreement: TopologyError | None = None
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the variables; ``variables`` are the model's trainable ones."""
@@ -157,6 +158,16 @@ class Sparse(Wrapper):
         if engine.ENGINE == "jax":  # whose training step hands an optimiser its own variables only
             mask = self.add_variable(mask.shape, "ones", dtype="bool", layout=mask._layout, name="mask")
         return Beside(mask, gradient, momentum, slots)
+
+    def expect_loaded(self) -> None:
+        """Check, after Keras loaded a state, that it was of this optimiser's topology and arguments.
+
+        Raises:
+            TopologyError: it was of others.
+        """
+        error, self._disagreement = self._disagreement, None
+        if error is not None:
+            raise error from None
 
     def knows(self, variable: Any) -> bool:
         """Return whether the optimiser was built for a variable."""
@@ -377,7 +388,11 @@ class Sparse(Wrapper):
         if "asked" in keys:  # which files before 0.2 lack
             keys.remove("asked")
             asked = from_bytes(store["asked"])
-            expect_agreement("optimizer", self._fields(), asked["optimizer"])
+            try:
+                expect_agreement("optimizer", self._fields(), asked["optimizer"])
+            except TopologyError as error:
+                self._disagreement = error  # because Keras raises an error of its own instead
+                raise
             self.asked = MappingProxyType(asked["topology"])
         for key in keys:
             kind, _, which = key.partition(" ")

@@ -87,7 +87,7 @@ class Topology:
             "total_steps": total_steps,
             "seed": seed,
             "policy": policy is not None,
-            "escapes": {str(step): fraction for step, fraction in self._escapes.items()},
+            "escapes": [[step, fraction] for step, fraction in sorted(self._escapes.items())],
             "topology": model.spec.topology.model_dump(mode="json"),
         }
         self._next: int | None = None
