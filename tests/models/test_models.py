@@ -166,9 +166,15 @@ def test_every_architecture_has_a_tiny_graph() -> None:
             lambda: nt_models.vit(blocks=1, width=10, hidden=8, heads=3),
             "'attention1' (attention): expected heads=3 to divide the 10 query features",
         ),
-        (lambda: nt_models.llama(blocks=1, width=12, hidden=8, heads=5), "expected heads that divide width=12, found heads=5"),
+        (
+            lambda: nt_models.llama(blocks=1, width=12, hidden=8, heads=5),
+            "expected heads that divide width=12, found heads=5",
+        ),
         (lambda: nt_models.llama(blocks=1, width=12, hidden=8, heads=4), "heads of an even size"),
-        (lambda: nt_models.llama(blocks=1, width=12, hidden=8, heads=0), "expected heads that divide width=12, found heads=0"),
+        (
+            lambda: nt_models.llama(blocks=1, width=12, hidden=8, heads=0),
+            "expected heads that divide width=12, found heads=0",
+        ),
         (lambda: nt_models.llama(blocks=1, width=8, hidden=8, heads=4, kv_heads=3), "kv_heads=3"),
     ],
 )
