@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from nt_core.training import Batches, Preprocessing
 from nt_cpu.native import peak_flops
 from nt_cpu.packed import is_packed
 from nt_lab.data import load_test, spaced, trained_on
+from nt_lab.runs.folder import write_csv
 from nt_lab.serving import pictures
 from nt_lab.serving.latency import Latency, interleaved
 from nt_lab.serving.runtimes import RUNTIMES, Dense
@@ -114,21 +114,12 @@ class Predictions:
         """Write every line, and the probability of each class: ``p7``, or ``p_cat`` where it has a name.
 
         Raises:
-            DataError: the file cannot be written.
+            NeuroTrailsError: the file cannot be written.
         """
         names = [self.name(label) for label in range(self.probabilities.shape[-1])]
         columns = [f"p_{name}" if isinstance(name, str) else f"p{name}" for name in names]
-        try:
-            with file.open("w", newline="", encoding="utf-8") as out:
-                writer = csv.writer(out)
-                for number, row in enumerate(self.rows()):
-                    if not number:
-                        writer.writerow([*row, *columns])
-                    writer.writerow([*row.values(), *self.probabilities[number].tolist()])
-        except OSError as error:
-            raise DataError(
-                f"{file}: cannot be written ({error.strerror}); choose another with --out"
-            ) from None
+        found = zip(self.rows(), self.probabilities.tolist(), strict=True)
+        write_csv(file, [{**row, **dict(zip(columns, each, strict=True))} for row, each in found])
 
 
 def predict(engine: nt_cpu.Engine, data: Batches) -> Predictions:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import nt_cpu
 import nt_models
-from nt_core import DataError, EnsembleSpec
+from nt_core import EnsembleSpec, NeuroTrailsError
 from nt_core.checkpoint import save_checkpoint
 from nt_lab.cli.main import app
 from nt_lab.evaluation import evaluate as evaluation
@@ -153,7 +153,7 @@ def test_bad_requests_are_refused(run, tmp_path):
     assert "not a safetensors file" in panel(nt("predict", tmp_path / "text.nt", code=2))
     engine = nt_cpu.compile(run)
     found = serving.predict(engine, serving.data_of(engine, Path(run), None))
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(NeuroTrailsError, match="cannot be written"):
         found.write_csv(tmp_path / "absent" / "p.csv")
 
 
