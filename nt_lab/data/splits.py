@@ -238,7 +238,8 @@ def load_test(
     matched = not own or classes is not None
     splits, where = _open_examples(data, "test"), _where(data, "test")
     test = _examples(splits, data, graph, "test", normalisation, classes, matched=matched)
-    warn_of_missing({where: test.labels}, test.classes)
+    known = test.classes or class_names(splits["test"], label_column(splits["test"], data.label, where))
+    warn_of_missing({where: test.labels}, known)
     return test
 
 

@@ -51,7 +51,8 @@ def test_a_narrow_terminal_keeps_the_total_and_the_time_left(width: int) -> None
     assert ("accuracy 50.0 %" in text) == (width == 80)
 
 
-def test_brackets_in_a_name_are_shown() -> None:
+def test_brackets_in_a_name_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
     assert "name [odd] " in shown(1, 1, terminal=True)
     record = {"name": "[red]a[/] :smile:", "backend": "torch", "unit": "examples", "seconds": 1.0}
     figures = dict.fromkeys(

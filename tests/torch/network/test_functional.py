@@ -46,5 +46,5 @@ def test_vmap_of_the_loss_is_the_loss_of_each_batch():
     x, y = batch()
     found = vmap(model.loss)(torch.stack([x, -x]), torch.stack([y, y.flip(0)]))
     torch.testing.assert_close(found, torch.stack([model.loss(x, y), model.loss(-x, y.flip(0))]))
-    with pytest.raises(DataError, match="expected classes from 0 to 2, found 0 to 3"):
+    with pytest.raises(DataError, match=r"expected classes from 0 to 2, or -100 to be ignored, found 3 to 3"):
         model.loss(x, torch.tensor([0, 1, 2, 3]))

@@ -161,6 +161,7 @@ def test_gradual_pruning_ends_at_the_exact_total(seed, scope):
     assert totals[-1] == sum(spec.counts.values())
 
 
+@pytest.mark.filterwarnings("ignore:optimizer .*LBFGS")  # whose history is not cleared
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "lbfgs"])
 @pytest.mark.parametrize("update", ["taken", "replaced"])
 def test_steps_with_a_closure_keep_the_promises_too(name, update):
