@@ -50,9 +50,9 @@ def prune_at_init(model: Ensemble, inputs: NDArray[Any], labels: NDArray[np.int6
     found = saliency_gradients(judged, inputs, labels, topology.criterion)
     masks = saliency_masks(topology, whole, values, found)
     for name, mask in masks_of_parts(layout, masks, seed):
+        model.set_mask(name, mask)
         if layout.divided:
             model.set_array(name, values[layout.source(name)])
-        model.set_mask(name, mask)
 
 
 def saliency_gradients(

@@ -66,7 +66,7 @@ def train(model, steps, *, first=0, seed=0, total=20):
 
 def momenta(model):
     optimizer = find_sparse(model.optimizer)
-    masked = nt_keras.Topology(model, total_steps=100)._masked
+    masked = nt_keras.Topology(model, total_steps=20)._masked
     return {each.name: each.layer(optimizer).momentum.reshape(each.placed.weight.shape) for each in masked}
 
 
