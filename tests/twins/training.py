@@ -134,13 +134,16 @@ def test_values_that_somebody_writes_where_a_model_is_inactive_are_not_saved(bac
     model = backend.compile(short("neurotrails"))
     name = model.masked[0]
     before = backend.checkpoint(model)
-    backend.assign(model, name, before.values[name] + np.float32(0.1))
+    written = before.values[name] + np.float32(0.1)
+    backend.assign(model, name, written)
+    if backend.__name__ == "nt_keras":  # whose variables refuse such values, unless they are forced upon them
+        with pytest.raises(CheckpointError, match="inactive elements are not 0"):
+            save_checkpoint(tmp_path, backend.checkpoint(model))
+        return
     save_checkpoint(tmp_path, backend.checkpoint(model))
-    active = before.masks[name].dense()
-    expected = np.where(active, before.values[name] + np.float32(0.1), 0)
     found = load_checkpoint(tmp_path)
     assert found.masks == before.masks
-    np.testing.assert_array_equal(found.values[name], expected)
+    np.testing.assert_array_equal(found.values[name], np.where(before.masks[name].dense(), written, 0))
 
 
 def test_the_learning_rate_follows_its_schedule(backend):
