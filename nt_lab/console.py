@@ -41,6 +41,7 @@ class Lasting:
         >>> stream = Lasting(os.fdopen(write, "w"))
         >>> stream.write("nobody reads this"), stream.flush()
         (17, None)
+        >>> stream.close()
     """
 
     def __init__(self, stream: TextIO) -> None:
