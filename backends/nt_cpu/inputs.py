@@ -68,13 +68,5 @@ def examples(inputs: Any, layout: Layout) -> NDArray[Any]:
             "images are (batch, channels, height, width)"
         )
     if isinstance(layout.graph.input, Tokens) and found.size:
-        return _tokens(found, layout.graph.input)
+        return layout.graph.input.whole(found)
     return found
-
-
-def _tokens(found: NDArray[Any], vocabulary: Tokens) -> NDArray[Any]:
-    """Return tokens as integers, which the kernels and NumPy take as rows of a table."""
-    if found.dtype.kind == "f" and not (np.isfinite(found) & (found == np.floor(found))).all():
-        raise DataError("input: expected whole numbers as tokens, found fractions, NaN or infinity")
-    vocabulary.expect_tokens(int(found.min()), int(found.max()))
-    return found.astype(np.int64, copy=False)

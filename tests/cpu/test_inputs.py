@@ -131,7 +131,7 @@ def test_tokens_are_whole_numbers(value):
     np.testing.assert_array_equal(engine.heads(tokens), engine.heads(tokens.astype(np.float64)))
     wrong = tokens.astype(np.float32)
     wrong[0, 0] = value
-    with pytest.raises(DataError, match="expected whole numbers as tokens"):
+    with pytest.raises(DataError, match="expected tokens, whole numbers from 0 to 10, found"):
         engine.heads(wrong)
 
 

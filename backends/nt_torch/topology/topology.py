@@ -178,7 +178,8 @@ class Topology:
 
         Called before every optimiser step anyway; call it yourself before clipping, after
         ``scaler.unscale_`` if you use a GradScaler. After a micro-batch under DDP's ``no_sync`` it does
-        nothing, because the gradient is not that of all processes yet.
+        nothing, because the gradient is not that of all processes yet. DDP tells that of its last forward
+        pass, so call it before another one, such as an evaluation.
         """
         if was_reduced(self._wrapped):
             self._mask_gradients()
@@ -215,7 +216,7 @@ class Topology:
                 owner = target.owner(masked.name)
                 mask = masked.mask.to(getattr(owner, MASK).device, copy=True)
                 owner.register_buffer(MASK, mask)
-                remask_(local(target.array(masked.name)), local(mask))
+                remask_(local(target.stored(masked.name)), local(mask))
         target.zeros.forget()
 
     def state_dict(self) -> dict[str, Any]:

@@ -469,6 +469,22 @@ def test_averages_of_weights_are_as_sparse_as_the_model(buffers):
         topology.average(nt_torch.compile(spec_of(Static(sparsity=0.5))))
 
 
+def test_an_average_follows_connections_that_move_between_weights():
+    """Each weight's count changes, and their sum does not, so no single mask may be held to its old count."""
+    spec = PRESETS["snfs"](GRAPH).replace(structure=MultiHead(split=1, heads=2))
+    spec = spec.replace(topology=spec.topology.replace(interval=1))
+    model, optimizer, topology = train(spec=spec, steps=0)
+    average = AveragedModel(model)
+    before = {name: int(model.mask(name).sum()) for name in model.masked}
+    for number in range(4):
+        plain(model, optimizer, number, topology)
+        topology.step()
+        average.update_parameters(model)
+        topology.average(average)
+        assert all(torch.equal(average.module.mask(name), model.mask(name)) for name in model.masked)
+    assert before != {name: int(model.mask(name).sum()) for name in model.masked}
+
+
 def test_masks_that_were_averaged_into_their_union_are_cut_and_said():
     model, optimizer, topology = train(steps=0)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
